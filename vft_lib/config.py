@@ -1,0 +1,290 @@
+"""The architecture is data: frozen configs that travel in the safetensors header.
+
+A published checkpoint (d18-d28 at 256 px) and our default (64 px, trained on two CPU cores) are
+the same classes built from two instances of :class:`TokenizerConfig`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from .errors import ConfigError
+
+MaskMode = Literal[
+    "full",
+    "causal",
+    "time_block_causal",
+    "time_block_causal_last",
+    "flexible_time_block_causal_last",
+]
+PosembKind = Literal["learnable_sum", "learnable_prod", "sincos"]
+DecoderStep = Literal["posemb", "nested_dropout", "prefix_masking", "null_condition"]
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Causal video autoencoder of the VidTok kind (microsoft/VidTok, arXiv 2412.13061).
+
+    Space is halved at every level but the last, time at levels 1 and 2: 8x8 in space, 4 in time.
+    The defaults are `vidtok_kl_causal_488_16chn`.
+    """
+
+    width: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    latent_channels: int = 16
+
+
+@dataclass(frozen=True)
+class PosembConfig:
+    """One table per axis, summed or multiplied over the grid; or a fixed 2-D sine-cosine grid."""
+
+    max_sizes: tuple[int, ...]
+    kind: PosembKind = "learnable_sum"
+    interpolate: bool = False
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Who sees whom in the packed sequence (see masks.py).
+
+    The four switches are read by `flexible_time_block_causal_last` only. They say what a patch
+    ("prefix") or a register ("nonprefix") sees of *earlier* latent frames.
+    """
+
+    mode: MaskMode = "time_block_causal"
+    prefix2prefix: Literal["full", "none"] = "full"
+    prefix2nonprefix: Literal["full", "none"] = "full"
+    nonprefix2prefix: Literal["full", "none"] = "full"
+    nonprefix2nonprefix: Literal["full", "none", "causal"] = "full"
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Width, depth and heads of one trunk. `modulation_kinds`: 0 none, 1 shared, 2 one set for
+    patches and one for registers."""
+
+    dim: int
+    depth: int
+    head_dim: int = 64
+    mlp_ratio: float = 4.0
+    modulation_kinds: int = 0
+
+    @property
+    def hidden(self) -> int:
+        """Width of the gated MLP: int(2 * int(mlp_ratio * dim) / 3)."""
+        return int(2 * int(self.mlp_ratio * self.dim) / 3)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Latents -> registers -> codes before quantization."""
+
+    trunk: TransformerConfig
+    patch_size: tuple[int, int, int]
+    patch_posemb: PosembConfig
+    register_frames: int
+    mask: MaskConfig = MaskConfig("time_block_causal_last")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Codes + noisy latents -> velocity. `steps` is the order in which the registers are prepared:
+    it decides whether masked registers carry a position, and so what may be collapsed."""
+
+    trunk: TransformerConfig
+    patch_size: tuple[int, int, int]
+    patch_posemb: PosembConfig
+    register_posemb: PosembConfig
+    steps: tuple[DecoderStep, ...] = ("posemb", "nested_dropout", "prefix_masking", "null_condition")
+    mask: MaskConfig = MaskConfig("time_block_causal")
+    max_timestep: float = 1.0
+    head_modulation: bool = True
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """What `decode` does when it is not told otherwise; measured on the checkpoint, see its card."""
+
+    steps: int = 25
+    guidance: float = 1.0
+    apg: bool = True
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Everything needed to build a tokenizer and to cut clips into its chunks.
+
+    `size` is the side of the square picture in pixels, `registers` is K, the largest budget per
+    latent frame, `overlap` the number of frames shared by neighbouring chunks (0 or 1) and `fps`
+    the frame rate that clips are sampled at unless the user says otherwise.
+    """
+
+    name: str
+    size: int
+    registers: int
+    vae: VAEConfig
+    encoder: EncoderConfig
+    decoder: DecoderConfig
+    chunk_frames: int = 17
+    overlap: int = 1
+    fps: float = 8.0
+    fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+    sampling: SamplingDefaults = SamplingDefaults()
+
+    def __post_init__(self) -> None:
+        if (self.chunk_frames - 1) % 4 or self.chunk_frames < 5:
+            raise ConfigError(f"chunk_frames is {self.chunk_frames}; expected 1 + 4n with n >= 1")
+        if self.overlap not in (0, 1):
+            raise ConfigError(f"overlap is {self.overlap}; expected 0 or 1")
+        if self.size % 8 or self.size < 8:
+            raise ConfigError(f"size is {self.size} px; expected a multiple of 8")
+        if self.registers < 1:
+            raise ConfigError(f"registers is {self.registers}; expected 1 or more")
+        if not 0 < self.fps <= 1000:
+            raise ConfigError(f"fps is {self.fps}; expected more than 0, at most 1000")
+        if min(self.fsq_levels, default=0) < 2 or self.vocab > 1 << 16:
+            raise ConfigError(
+                f"fsq_levels are {self.fsq_levels}; expected 2 or more each, and a product of at "
+                "most 65,536: an id is two bytes"
+            )
+        if len(self.vae.multipliers) != 4:
+            raise ConfigError(f"multipliers are {self.vae.multipliers}; expected 4 of them")
+        if 0 in (self.vae.width, *self.vae.multipliers, self.vae.latent_channels):
+            raise ConfigError(f"a width of the autoencoder is 0: {self.vae}")
+        if 0 in (self.vae.encoder_blocks, self.vae.decoder_blocks):
+            raise ConfigError(f"the autoencoder needs a block on each level: {self.vae}")
+        if self.encoder.register_frames < self.latent_frames:
+            raise ConfigError(
+                f"register_frames is {self.encoder.register_frames}; a chunk has "
+                f"{self.latent_frames} latent frames"
+            )
+        if self.decoder.max_timestep <= 0:
+            raise ConfigError(f"max_timestep is {self.decoder.max_timestep}; expected above 0")
+        if self.sampling.steps < 1:
+            raise ConfigError(f"sampling.steps is {self.sampling.steps}; expected 1 or more")
+        for side in (self.encoder, self.decoder):
+            self._check_side(side)
+
+    def _check_side(self, side: EncoderConfig | DecoderConfig) -> None:
+        trunk, grid = side.trunk, self.size // 8
+        if side.patch_size[0] != 1:
+            raise ConfigError(f"patch size {side.patch_size}: patches span one latent frame")
+        if any(p < 1 or grid % p for p in side.patch_size[1:]):
+            raise ConfigError(f"patch size {side.patch_size} does not divide the {grid} px latent")
+        if trunk.head_dim < 1 or trunk.dim < 1 or trunk.dim % trunk.head_dim:
+            raise ConfigError(f"dim {trunk.dim} is not a multiple of head_dim {trunk.head_dim}")
+        if trunk.depth > 1024 or not 0 < trunk.mlp_ratio <= 64 or trunk.modulation_kinds > 2:
+            raise ConfigError(
+                f"{trunk}: expected depth up to 1024, mlp_ratio up to 64, modulation_kinds up to 2"
+            )
+        for posemb in (side.patch_posemb, getattr(side, "register_posemb", side.patch_posemb)):
+            if not posemb.max_sizes or 0 in posemb.max_sizes:
+                raise ConfigError(f"position table of sizes {posemb.max_sizes}; expected 1 or more")
+            if posemb.kind == "sincos" and (len(posemb.max_sizes) < 2 or trunk.dim % 4):
+                raise ConfigError(f"sincos positions need two axes and a width of 4n: {posemb}")
+
+    @property
+    def latent_frames(self) -> int:
+        """Latent frames per chunk: 1 + (chunk_frames - 1) / 4."""
+        return 1 + (self.chunk_frames - 1) // 4
+
+    @property
+    def stride(self) -> int:
+        """New frames that each chunk after the first contributes."""
+        return self.chunk_frames - self.overlap
+
+    @property
+    def vocab(self) -> int:
+        """Number of different ids: 8*8*8*5*5*5 = 64,000; one id is less than 65,536: two bytes."""
+        return math.prod(self.fsq_levels)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """(channels, t, h, w) of one chunk's latents."""
+        side = self.size // 8
+        return self.vae.latent_channels, self.latent_frames, side, side
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no white space; what fingerprints are made of."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> TokenizerConfig:
+        """Inverse of :meth:`to_json`. Unknown, missing or ill-typed entries raise ConfigError."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise ConfigError(f"the tokenizer config is not JSON: {e}") from None
+        return _build(TokenizerConfig, data, "config")
+
+
+T = TypeVar("T")
+
+
+def _build(kind: type[T], data: Any, where: str) -> T:
+    """A frozen dataclass from plain JSON data, checked field by field against its annotations."""
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in data:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown entry {_short(key)}")
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _value(hints[name], data[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING:
+            raise ConfigError(f"{where}: entry {name!r} is missing")
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise ConfigError(f"{where}: expected a list, got {_short(value)}")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where}: expected {len(kinds)} values, got {_short(value)}")
+        return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(
+                f"{where} is {_short(value)}; expected one of {', '.join(map(str, args))}"
+            )
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _value(next(a for a in args if a is not type(None)), value, where)
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= 1e9:  # nor nan
+            raise ConfigError(f"{where} is {_short(value)}; expected a number below 1e9")
+        return float(value)
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value <= 1 << 20:
+            raise ConfigError(f"{where} is {_short(value)}; expected 0 .. {1 << 20}")
+        return value
+    if hint in (str, bool) and isinstance(value, hint):
+        return value
+    raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    """For a message: one line of bounded length, whatever stood in the file."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, endless nesting
+        return f"an unprintable {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,85 @@
+"""Codes and noisy latents -> velocity: one step of the flow decoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import TokenizerConfig
+from .layers import (
+    PositionEmbedding,
+    TimestepEmbedding,
+    Transformer,
+    norm,
+    patchify,
+    unpatchify,
+)
+
+
+class Decoder(nn.Module):
+    """Predicts the rectified-flow velocity (noise - clean) of the latents under the kept registers.
+
+    Three learned vectors stand in for registers that are not there: beyond the budget
+    (`nested_mask`), under given frames (`prefix_mask`), and in the unconditional pass (`null`).
+    """
+
+    def __init__(self, config: TokenizerConfig, ops: Any = nn) -> None:
+        super().__init__()
+        c, dim = config.decoder, config.decoder.trunk.dim
+        channels = config.vae.latent_channels
+        pt, ph, pw = self.patch_size = c.patch_size
+        self.steps = c.steps
+        self.from_codes = ops.Linear(len(config.fsq_levels), dim)
+        self.register_posemb = PositionEmbedding(c.register_posemb, dim)
+        self.nested_mask = nn.Parameter(torch.randn(dim) * 0.02)
+        if "prefix_masking" in c.steps:
+            self.prefix_mask = nn.Parameter(torch.randn(dim) * 0.02)
+        self.null = nn.Parameter(torch.randn(dim) * 0.02)
+        self.patch_proj = ops.Linear(pt * ph * pw * channels, dim)
+        self.patch_posemb = PositionEmbedding(c.patch_posemb, dim)
+        self.time = TimestepEmbedding(dim, c.max_timestep, ops)
+        self.trunk = Transformer(c.trunk, c.mask, ops)
+        self.head_modulation = ops.Linear(dim, 2 * dim) if c.head_modulation else None
+        self.head = ops.Linear(dim, pt * ph * pw * channels)
+
+    def prepare(
+        self, codes: Tensor, keep: Tensor, prefix_frames: Tensor, drop_condition: Tensor
+    ) -> Tensor:
+        """Codes `[B,t,K,6]` -> registers `[B,t,K,d]`, in the order that the checkpoint was trained
+        with. `keep` `[B]`: budget; `prefix_frames` `[B]`: latent frames that are given;
+        `drop_condition` `[B]` bool: the unconditional pass."""
+        x = self.from_codes(codes.to(self.from_codes.weight.dtype))
+        t, k = x.shape[1:3]
+        frame = torch.arange(t, device=x.device)[None, :, None, None]
+        slot = torch.arange(k, device=x.device)[None, None, :, None]
+        keep, prefix_frames, drop_condition = (
+            v.view(-1, 1, 1, 1) for v in (keep, prefix_frames, drop_condition)
+        )
+        for step in self.steps:
+            if step == "posemb":
+                x = self.register_posemb(x)
+            elif step == "nested_dropout":
+                x = torch.where(slot < keep, x, self.nested_mask.to(x))
+            elif step == "prefix_masking":
+                x = torch.where(frame < prefix_frames, self.prefix_mask.to(x), x)
+            else:
+                x = torch.where(drop_condition, self.null.to(x), x)
+        return x
+
+    def forward(self, noisy: Tensor, timestep: Tensor, registers: Tensor) -> Tensor:
+        """noisy `[B,C,t,h,w]`, timestep `[B]` in 0 (clean) .. 1 (noise), registers from
+        :meth:`prepare` -> velocity `[B,C,t,h,w]` float32."""
+        x = patchify(noisy.to(registers.dtype), self.patch_size)
+        h, w = x.shape[2:4]
+        x = self.patch_posemb(self.patch_proj(x))
+        time = self.time(timestep, registers.dtype)
+        patches, _ = self.trunk(x.flatten(2, 3), registers, time)
+        patches = norm(patches)
+        if self.head_modulation is not None:
+            shift, scale = self.head_modulation(F.silu(time))[:, None, None].chunk(2, dim=-1)
+            patches = patches * (1 + scale) + shift
+        patches = self.head(patches).unflatten(2, (h, w))
+        return unpatchify(patches, self.patch_size).float()

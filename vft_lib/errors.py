@@ -1,0 +1,17 @@
+"""Problems a user can fix. The command line prints them as one line and exits with 2."""
+
+
+class VftError(ValueError):
+    """A problem a user can fix: the message gives the reason and the remedy in one line."""
+
+
+class ConfigError(VftError):
+    """A config that does not describe a model we can build."""
+
+
+class CheckpointError(VftError):
+    """A weight file that is damaged, incomplete or of another format."""
+
+
+class TokenFileError(VftError):
+    """A token file that is damaged, of a newer version, or from another tokenizer."""

@@ -1,0 +1,257 @@
+"""The video autoencoder: RGB <-> latents, 8x smaller in space, 4x in time, causal in time.
+
+VidTok's `kl_causal_488` design (microsoft/VidTok, arXiv 2412.13061). Every activation lives as
+`[B, T, H, W, C]`: the channel norm then runs over the last axis, a 2-D convolution is a view away
+from channels-last, and so is a temporal one (a 3x1 convolution over `[T, H*W]`). Nothing is ever
+transposed in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import VAEConfig
+from .errors import VftError
+
+FRONT_FRAMES = 3  # copies of the first frame put in front of a clip, so that T + 3 = 4t
+
+
+class Conv2d(nn.Module):
+    """k x k convolution of each frame."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, ops: Any = nn) -> None:
+        super().__init__()
+        self.conv = ops.Conv2d(c_in, c_out, kernel, stride=stride, padding=0)
+        self.stride, self.pad = stride, kernel // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t = x.shape[:2]
+        x = x.flatten(0, 1).permute(0, 3, 1, 2)  # (B·T, C, H, W), channels-last in memory
+        # A strided convolution pads right and bottom only, as VidTok does.
+        x = F.pad(x, (0, 1, 0, 1) if self.stride > 1 else (self.pad,) * 4) if self.pad else x
+        return self.conv(x).permute(0, 2, 3, 1).unflatten(0, (b, t))
+
+
+class TemporalConv(nn.Module):
+    """Causal convolution over three frames, per pixel."""
+
+    def __init__(self, channels: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.conv = ops.Conv2d(channels, channels, (3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.shape[2]
+        x = F.pad(x.flatten(2, 3), (0, 0, 0, 0, 2, 0))  # two zero frames in front: (B, 2+T, H·W, C)
+        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(2, (h, -1))
+
+
+class Conv3d(nn.Module):
+    """3x3x3 convolution, causal in time: `front` zero frames before the clip."""
+
+    def __init__(
+        self, c_in: int, c_out: int, time_stride: int = 1, front: int = 2, ops: Any = nn
+    ) -> None:
+        super().__init__()
+        self.conv = ops.Conv3d(c_in, c_out, 3, stride=(time_stride, 1, 1), padding=(0, 1, 1))
+        self.front = front
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 0, 0, 0, 0, self.front, 0))
+        return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+
+
+def channel_norm(channels: int, ops: Any = nn) -> nn.Module:
+    """LayerNorm over the channels of each pixel."""
+    return ops.LayerNorm(channels, eps=1e-6)
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, convolution, twice; plus a skip that is 1x1 where the width changes."""
+
+    def __init__(self, c_in: int, c_out: int, kind: str, ops: Any = nn) -> None:
+        super().__init__()
+
+        def conv(a: int) -> nn.Module:
+            if kind == "2d":
+                return Conv2d(a, c_out, 3, ops=ops)
+            return TemporalConv(a, ops=ops) if kind == "1d" else Conv3d(a, c_out, ops=ops)
+
+        self.norm1, self.conv1 = channel_norm(c_in, ops), conv(c_in)
+        self.norm2, self.conv2 = channel_norm(c_out, ops), conv(c_out)
+        self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1, ops=ops)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.skip(x) + h
+
+
+class SpatialAttention(nn.Module):
+    """One head over the pixels of each frame."""
+
+    def __init__(self, channels: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.norm = channel_norm(channels, ops)
+        self.q, self.k, self.v, self.out = (ops.Linear(channels, channels) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x).flatten(2, 3)  # (B, T, H·W, C): frames are the heads of one call
+        h = F.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h))
+        return x + self.out(h).view_as(x)
+
+
+class Middle(nn.Module):
+    def __init__(self, channels: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.block1 = ResBlock(channels, channels, "3d", ops)
+        self.attention = SpatialAttention(channels, ops)
+        self.block2 = ResBlock(channels, channels, "3d", ops)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block2(self.attention(self.block1(x)))
+
+
+class TimeDown(nn.Module):
+    """Halves time: a learned mix of the mean of three frames and a strided convolution.
+
+    Both look at ONE zero frame in front, unlike the two of the stride-1 convolutions, and the
+    mean counts that zero.
+    """
+
+    def __init__(self, channels: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.conv = Conv3d(channels, channels, time_stride=2, front=1, ops=ops)
+        self.mix = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))
+        mean = (padded[:, 0:-2:2] + padded[:, 1:-1:2] + padded[:, 2::2]) / 3
+        a = torch.sigmoid(self.mix).to(x)
+        return a * mean + (1 - a) * self.conv(x)
+
+
+class TimeUp(nn.Module):
+    """Doubles time: every frame twice, then a learned mix of that and a causal convolution."""
+
+    def __init__(self, channels: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.conv = Conv3d(channels, channels, ops=ops)
+        self.mix = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.repeat_interleave(2, dim=1)
+        a = torch.sigmoid(self.mix).to(x)
+        return a * x + (1 - a) * self.conv(x)
+
+
+class SpaceUp(nn.Module):
+    """Doubles space: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, ops: Any = nn) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, ops=ops)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, h, w, c = x.shape
+        x = x[:, :, :, None, :, None].expand(b, t, h, 2, w, 2, c)
+        return self.conv(x.reshape(b, t, 2 * h, 2 * w, c))
+
+
+class Level(nn.Module):
+    """A resolution: pairs of a 2-D and a temporal block, then spatial, then temporal resampling."""
+
+    def __init__(
+        self, c_in: int, c: int, blocks: int, space: nn.Module, time: nn.Module, ops: Any = nn
+    ) -> None:
+        super().__init__()
+        self.spatial = nn.ModuleList(
+            ResBlock(c_in if i == 0 else c, c, "2d", ops) for i in range(blocks)
+        )
+        self.temporal = nn.ModuleList(ResBlock(c, c, "1d", ops) for _ in range(blocks))
+        self.space, self.time = space, time
+
+    def forward(self, x: Tensor) -> Tensor:
+        for spatial, temporal in zip(self.spatial, self.temporal):
+            x = temporal(spatial(x))
+        return self.time(self.space(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, c: VAEConfig, ops: Any = nn) -> None:
+        super().__init__()
+        widths = [c.width * m for m in c.multipliers]
+        self.conv_in = Conv3d(3, c.width, ops=ops)
+        levels = []
+        for i, w in enumerate(widths):
+            space = Conv2d(w, w, 3, stride=2, ops=ops) if i < len(widths) - 1 else nn.Identity()
+            time = TimeDown(w, ops) if i in (1, 2) else nn.Identity()
+            levels.append(Level(widths[max(i - 1, 0)], w, c.encoder_blocks, space, time, ops))
+        self.levels = nn.ModuleList(levels)
+        self.middle = Middle(widths[-1], ops)
+        self.norm_out = channel_norm(widths[-1], ops)
+        self.conv_out = Conv3d(widths[-1], 2 * c.latent_channels, ops=ops)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_in(x)
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, c: VAEConfig, ops: Any = nn) -> None:
+        super().__init__()
+        widths = [c.width * m for m in c.multipliers]
+        self.conv_in = Conv3d(c.latent_channels, widths[-1], ops=ops)
+        self.middle = Middle(widths[-1], ops)
+        levels = []
+        for i in reversed(range(len(widths))):
+            w, w_in = widths[i], widths[min(i + 1, len(widths) - 1)]
+            space = SpaceUp(w, ops) if i > 0 else nn.Identity()
+            time = TimeUp(w, ops) if i in (1, 2) else nn.Identity()
+            levels.append(Level(w_in, w, c.decoder_blocks, space, time, ops))
+        self.levels = nn.ModuleList(levels)
+        self.norm_out = channel_norm(widths[0], ops)
+        self.conv_out = Conv3d(widths[0], 3, ops=ops)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self.conv_in(x))
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class VideoAutoencoder(nn.Module):
+    """RGB `[B,3,T,H,W]` in [-1,1], T = 1 + 4n  <->  latents `[B,C,t,H/8,W/8]`, t = 1 + n."""
+
+    def __init__(self, config: VAEConfig, ops: Any = nn) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, ops)
+        self.decoder = Decoder(config, ops)
+
+    def moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the posterior, each `[B,C,t,h,w]`."""
+        b, c, t, h, w = video.shape
+        if c != 3 or (t - 1) % 4 or h % 8 or w % 8:
+            raise VftError(
+                f"Got a clip of shape {tuple(video.shape)}; the autoencoder takes [B,3,T,H,W] with "
+                "T = 1 + 4n (1, 5, 9, 13, 17, …) and H, W multiples of 8. Pad or trim it first."
+            )
+        x = video.permute(0, 2, 3, 4, 1)  # (B, T, H, W, 3)
+        x = torch.cat([x[:, :1].expand(-1, FRONT_FRAMES, -1, -1, -1), x], dim=1)
+        mean, logvar = self.encoder(x.contiguous()).permute(0, 4, 1, 2, 3).chunk(2, dim=1)
+        return mean, logvar
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Posterior mean. The published release draws a sample; a mean is the same every time."""
+        return self.moments(video)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents `[B,C,t,h,w]` to RGB `[B,3,4t-3,8h,8w]`, not clamped."""
+        x = self.decoder(latents.permute(0, 2, 3, 4, 1).contiguous())
+        return x[:, FRONT_FRAMES:].permute(0, 4, 1, 2, 3)
