@@ -466,8 +466,8 @@ def test_files_that_are_no_clip_say_why_in_one_line(tmp_path: Path, clip: Path) 
     encode(tmp_path / "sound.m4a", [], sound=("aac", 44100, 0.5))
     cases = {
         "garbage.mp4": "convert", "notes.txt": "video", "zeros.png": "mp4", "empty.mp4": "empty",
-        "header.mp4": "complete", "cut.png": "damaged", "stub.png": "stub", "sound.m4a": "only sound",
-        "absent.mp4": "no file", ".": "folder",
+        "header.mp4": "complete", "cut.png": "damaged", "stub.png": "stub",
+        "sound.m4a": "only sound", "absent.mp4": "no file", ".": "folder",
     }  # fmt: skip
     for name, reason in cases.items():
         for use in (lambda p: next(read_frames(p)), probe):

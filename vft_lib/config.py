@@ -96,14 +96,22 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Codes + noisy latents -> velocity. `steps` is the order in which the registers are prepared:
-    it decides whether masked registers carry a position, and so what may be collapsed."""
+    """Codes + noisy latents -> velocity.
+
+    `steps` is the order in which the registers are prepared: it decides whether masked registers
+    carry a position, and so what may be collapsed.
+    """
 
     trunk: TransformerConfig
     patch_size: tuple[int, int, int]
     patch_posemb: PosembConfig
     register_posemb: PosembConfig
-    steps: tuple[DecoderStep, ...] = ("posemb", "nested_dropout", "prefix_masking", "null_condition")
+    steps: tuple[DecoderStep, ...] = (
+        "posemb",
+        "nested_dropout",
+        "prefix_masking",
+        "null_condition",
+    )
     mask: MaskConfig = MaskConfig("time_block_causal")
     max_timestep: float = 1.0
     head_modulation: bool = True
@@ -111,7 +119,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """What `decode` does when it is not told otherwise; measured on the checkpoint, see its card."""
+    """What `decode` does unless told otherwise; measured on the checkpoint, see its card."""
 
     steps: int = 25
     guidance: float = 1.0

@@ -526,8 +526,8 @@ class VideoWriter:
         self.path = Path(path)
         if self.path.suffix.lower() not in (".mp4", ".m4v"):
             raise VideoError(f"{self.path} cannot be written: name the video *.mp4.")
-        if not 0 < fps <= 1000 or not 0 <= crf <= 51:
-            raise VideoError(f"Got fps={fps}, crf={crf}; give fps in (0, 1000], crf in [0, 51].")
+        if not 0.01 <= fps <= 1000 or not 0 <= crf <= 51:
+            raise VideoError(f"Got fps={fps}, crf={crf}; give fps in 0.01..1000, crf in 0..51.")
         self.rate = Fraction(fps if isinstance(fps, Fraction) else float(fps)).limit_denominator(
             1001
         )
@@ -539,7 +539,7 @@ class VideoWriter:
         self._sound: Generator[tuple[float, Any], None, None] | None = None
         self._packet: tuple[float, Any] | None = None  # (seconds, the next sound packet)
 
-    def __enter__(self) -> VideoWriter:  # noqa: PYI034  (typing.Self needs 3.11)
+    def __enter__(self) -> VideoWriter:
         return self
 
     def write(self, frame: np.ndarray) -> None:
@@ -596,6 +596,7 @@ class VideoWriter:
             self._video.width, self._video.height, self._video.pix_fmt = w, h, "yuv420p"
             context = self._video.codec_context
             context.time_base, context.color_range = 1 / self.rate, 1
+            context.thread_count = 1  # several encoder threads: not the same bytes every time
             context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         if self._audio_from is not None:
             # The streams of an mp4 are fixed before its first packet.
@@ -626,7 +627,7 @@ def _as_video_error(file: Path) -> Iterator[None]:
     except (FFmpegError, OSError) as error:
         reason = error.strerror or error
         raise VideoError(
-            f"{file} cannot be written ({reason}); check the folder, the free space, the frame size."
+            f"{file} cannot be written ({reason}); check the folder, the space, the frame size."
         ) from error
 
 

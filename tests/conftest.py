@@ -1,0 +1,88 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from vft_lib.checkpoint import load_tokenizer, save_tokenizer
+from vft_lib.config import (
+    DecoderConfig,
+    EncoderConfig,
+    PosembConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    VAEConfig,
+)
+from vft_lib.tokenizer import Tokenizer
+
+TINY = TokenizerConfig(
+    name="tiny",
+    size=32,
+    registers=8,
+    vae=VAEConfig(
+        width=8, multipliers=(1, 1, 2, 2), encoder_blocks=1, decoder_blocks=1, latent_channels=4
+    ),
+    encoder=EncoderConfig(TransformerConfig(32, 2, 16), (1, 2, 2), PosembConfig((5, 4, 4)), 5),
+    decoder=DecoderConfig(
+        TransformerConfig(32, 2, 16, modulation_kinds=2),
+        (1, 2, 2),
+        PosembConfig((5, 4, 4)),
+        PosembConfig((5, 8)),
+    ),
+)
+
+
+def save_tiny(path: Path, seed: int = 0, name: str = "tiny") -> Path:
+    """A tokenizer with random weights, none of them zero: every token changes the picture."""
+    config = dataclasses.replace(TINY, name=name)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        weights = Tokenizer(config).state_dict()
+        weights = {k: v if v.any() else torch.randn_like(v) * 0.1 for k, v in weights.items()}
+    save_tokenizer(path, config, weights, torch.float32)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a tiny tokenizer: 32 px, 8 registers, random weights."""
+    return save_tiny(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_checkpoint: Path) -> Tokenizer:
+    """A tiny tokenizer on the CPU in float32, read from `tiny_checkpoint`."""
+    return load_tokenizer(tiny_checkpoint, device="cpu")
+
+
+def moving_picture(frames: int, height: int, width: int) -> np.ndarray:
+    """A clip in which every frame differs: uint8 `[T,H,W,3]`."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack(
+        [np.stack([x * 5 + 9 * t, y * 5 + 4 * t, x + y + 0 * t], -1) % 256 for t in range(frames)]
+    ).astype(np.uint8)
+
+
+def add_sound(clip: Path, out: Path) -> Path:
+    """The same video with a tone beside it (AAC)."""
+    with av.open(str(clip)) as source, av.open(str(out), "w") as target:
+        picture: Any = source.streams.video[0]
+        seconds = float(picture.duration * picture.time_base)
+        video = target.add_stream_from_template(picture)
+        sound: Any = target.add_stream("aac", rate=44100, layout="mono")
+        for packet in source.demux(picture):
+            if packet.dts is not None:
+                packet.stream = video
+                target.mux(packet)
+        tone = np.sin(np.arange(int(seconds * 44100)) / 16).astype(np.float32)[None]
+        frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        target.mux([*sound.encode(frame), *sound.encode(None)])
+    return out

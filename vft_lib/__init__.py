@@ -1,0 +1,32 @@
+"""VideoFlexTok: a clip as a short row of tokens, coarse to fine.
+
+    tok = vft_lib.load_tokenizer("default")
+    tokens = tok.encode(vft_lib.read_video("clip.mp4", size=tok.config.size))
+    video = tok.decode(tokens.truncate(8), seed=0)
+
+Read `tokenizer.py` first; ARCHITECTURE.md has one line per file.
+"""
+
+from .checkpoint import load_tokenizer
+from .errors import CheckpointError, ConfigError, TokenFileError, VftError
+from .stream import decode_file, encode_file, read_video
+from .tokenizer import Tokenizer
+from .tokens import Tokens
+from .video_io import write_video
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "TokenFileError",
+    "Tokenizer",
+    "Tokens",
+    "VftError",
+    "__version__",
+    "decode_file",
+    "encode_file",
+    "load_tokenizer",
+    "read_video",
+    "write_video",
+]

@@ -1,0 +1,308 @@
+"""The command line: `vft demo | encode | truncate | decode | info | train`.
+
+Results go to stdout (one JSON object under `--json`), progress and notes to stderr. A problem the
+user can fix is one line on stderr and exit code 2; Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from .errors import VftError
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+    from .tokens import Tokens
+
+# torch is imported by the commands, not here: `vft --help` and a typing error answer at once.
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. argparse itself exits with 2 for bad usage."""
+    bars = _Bars()
+    try:
+        args = build_parser().parse_args(argv)
+        args.bars = bars
+        args.func(args)
+        return 0
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted"
+    except VftError as e:
+        code, line = 2, f"error: {e}"
+    except OSError as e:
+        what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
+        code, line = 2, f"error: {what}; check the path, its permissions and the free space"
+    finally:
+        bars.close()
+    print("vft:", " ".join(line.split()), file=sys.stderr)
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `func`."""
+    from .train.cli import add_train_parser
+
+    parser = argparse.ArgumentParser(
+        "vft", description="Video as coarse-to-fine tokens: fewer tokens, a coarser clip."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    model = argparse.ArgumentParser(add_help=False)
+    group = model.add_argument_group("tokenizer")
+    group.add_argument("--tokenizer", default="default", metavar="NAME|PATH")
+    group.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    group.add_argument(
+        "--dtype", default="auto", choices=("float32", "bfloat16", "float16", "auto"),
+        help="auto: bfloat16 on CUDA, else float32",
+    )  # fmt: skip
+    model.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def command(name: str, func: Callable[[argparse.Namespace], None], about: str) -> Any:
+        sub = commands.add_parser(name, help=about, description=about, parents=[model])
+        sub.set_defaults(func=func)
+        return sub
+
+    demo = command("demo", _demo, "a clip (or a drawn one) at several budgets, side by side")
+    demo.add_argument("clip", nargs="?", type=Path, metavar="CLIP")
+    demo.add_argument("--budgets", nargs="+", metavar="K", help="default: powers of two")
+    demo.add_argument("--out", type=Path, default=Path("vft-demo"), metavar="DIR")
+    encode = command("encode", _encode, "clip -> token file")
+    encode.add_argument("clip", type=Path, metavar="CLIP")
+    encode.add_argument("-o", "--out", type=Path, required=True, metavar="T.vft")
+    encode.add_argument("--budget", type=int, metavar="K", help="tokens per latent frame")
+    truncate = command("truncate", _truncate, "token file -> the same clip with fewer tokens")
+    truncate.add_argument("tokens", type=Path, metavar="T.vft")
+    truncate.add_argument("-k", "--budget", type=int, required=True, metavar="K")
+    truncate.add_argument("-o", "--out", type=Path, required=True, metavar="U.vft")
+    decode = command("decode", _decode, "token file -> mp4")
+    decode.add_argument("tokens", type=Path, metavar="T.vft")
+    decode.add_argument("-o", "--out", type=Path, required=True, metavar="CLIP.mp4")
+    decode.add_argument("--budget", type=int, metavar="K", help="decode the first K only")
+    decode.add_argument("--first-frame", type=Path, metavar="IMG", help="pin the first frame")
+    decode.add_argument(
+        "--audio-from", type=Path, metavar="CLIP",
+        help="default: the clip that was encoded, if it lies beside the token file",
+    )  # fmt: skip
+    decode.add_argument("--keep-bars", action="store_true", help="of --fit pad")
+    info = command("info", _info, "facts about a token file, a tokenizer or a clip")
+    info.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: --tokenizer")
+    for sub in (demo, encode):
+        sub.add_argument("--fps", type=_number, metavar="F", help="default: the tokenizer's")
+        sub.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop")
+    for sub in (demo, decode):
+        sub.add_argument("--steps", type=int, metavar="N", help="sampling steps")
+        sub.add_argument("--guidance", type=_number, metavar="G", help="1: none")
+        sub.add_argument("--seed", type=_seed, default=0, metavar="S")
+        sub.add_argument("--no-audio", action="store_true")
+    add_train_parser(commands)
+    return parser
+
+
+# ------------------------------------------------------------------ the commands
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    try:
+        budgets = [int(k) for part in args.budgets or [] for k in part.split(",") if k]
+    except ValueError:
+        raise VftError(f"--budgets {' '.join(args.budgets)}: give numbers, as in 1 4 16") from None
+    rows = run_demo(
+        _load(args), args.clip, budgets, args.out, steps=args.steps, guidance=args.guidance,
+        seed=args.seed, fps=args.fps, fit=args.fit, audio=not args.no_audio,
+        progress=args.bars, on_problem=_note,
+    )  # fmt: skip
+    lines = [f"{'budget':>7}{'tokens':>9}{'bytes':>9}{'PSNR dB':>9}{'SSIM':>8}{'seconds':>9}"]
+    for r in rows:
+        lines.append(
+            f"{r['budget']:7}{r['tokens']:9}{r['bytes']:9}{r['psnr']:9.2f}{r['ssim']:8.3f}"
+            f"{r['seconds']:9.1f}"
+        )
+    args.bars.close()
+    table = "\n".join([*lines, f"see {args.out / 'side_by_side.mp4'}"])
+    print(table, file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        facts = json.loads((args.out / "table.json").read_text())
+        _answer(args, "", {"out": args.out} | facts)
+
+
+def _encode(args: argparse.Namespace) -> None:
+    from .stream import encode_file
+
+    if not args.out.parent.is_dir() or args.out.is_dir():  # before the work, not after it
+        raise VftError(f"cannot write {args.out}: give a file name in an existing folder")
+    tokens = encode_file(
+        _load(args), args.clip, budget=args.budget, fps=args.fps, fit=args.fit,
+        progress=args.bars("encode"), on_problem=_note,
+    )  # fmt: skip
+    _save(args, tokens)
+
+
+def _truncate(args: argparse.Namespace) -> None:
+    from .tokens import Tokens
+
+    _save(args, Tokens.load(args.tokens).truncate(args.budget))
+
+
+def _decode(args: argparse.Namespace) -> None:
+    from .stream import decode_file
+    from .tokens import Tokens
+
+    tokens = Tokens.load(args.tokens)
+    tokens = tokens if args.budget is None else tokens.truncate(args.budget)
+    audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
+    frames = decode_file(
+        _load(args), tokens, args.out, steps=args.steps, guidance=args.guidance, seed=args.seed,
+        first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
+        progress=args.bars("decode"), on_problem=_note,
+    )  # fmt: skip
+    facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
+    text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} tokens"
+    _answer(args, text + f", sound of {audio}" * bool(audio), facts | {"audio_from": audio})
+
+
+def _info(args: argparse.Namespace) -> None:
+    from .tokens import Tokens
+    from .video_io import probe
+
+    file, kind = args.file, "" if args.file is None else args.file.suffix.lower()
+    if file is None or str(file) == "default" or kind == ".safetensors":
+        args.tokenizer = args.tokenizer if file is None else str(file)
+        facts = _tokenizer_facts(args)
+    elif kind == ".vft":
+        facts = _token_facts(file, Tokens.load(file))
+    else:
+        facts = {"file": file, "kind": "clip"} | dataclasses.asdict(probe(file))
+    lines = [f"{name.replace('_', ' '):18}{_plain(value)}" for name, value in facts.items()]
+    _answer(args, "\n".join(lines), facts)
+
+
+# ------------------------------------------------------------------ what they share
+
+
+def _load(args: argparse.Namespace) -> Tokenizer:
+    import torch
+
+    from .checkpoint import load_tokenizer
+
+    try:
+        device = None if args.device == "auto" else torch.device(args.device)
+    except RuntimeError:
+        raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
+    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
+        raise VftError("this machine has no CUDA device that torch can use; give --device cpu")
+    dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
+    return load_tokenizer(args.tokenizer, device=device, dtype=dtype)
+
+
+def _sound_beside(file: Path, tokens: Tokens) -> Path | None:
+    """The encoded clip, if a file of its name with sound lies in the token file's own folder."""
+    from .video_io import probe
+
+    # A token file may come from anyone: only the last part of the name counts.
+    clip = file.parent / (tokens.source or "").replace("\\", "/").rpartition("/")[2]
+    try:
+        return clip if clip.is_file() and probe(clip).has_audio else None
+    except VftError:
+        return None
+
+
+def _token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
+    t, k = tokens.ids.shape[1:]
+    facts = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
+    del facts["ids"]
+    return {"file": file, "kind": "tokens"} | facts | {
+        "grid": [t, k], "budget": k, "ids": tokens.count, "id_bytes": tokens.id_bytes,
+        "file_bytes": file.stat().st_size, "seconds": round(tokens.seconds, 3),
+        "bits_per_second": round(8 * tokens.id_bytes / tokens.seconds, 1),
+    }  # fmt: skip
+
+
+def _tokenizer_facts(args: argparse.Namespace) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    from . import checkpoint
+
+    model = _load(args)
+    path = checkpoint.resolve(args.tokenizer)
+    with safe_open(path, "np") as f:
+        licence = (f.metadata() or {}).get("license")
+    c = model.config
+    parts = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_children()}
+    facts = {
+        "file": path, "kind": "tokenizer", "name": c.name, "fingerprint": model.fingerprint,
+        "size": c.size, "registers": c.registers, "vocabulary": c.vocab, "fps": c.fps,
+        "chunk_frames": c.chunk_frames, "overlap": c.overlap, "latent_shape": c.latent_shape,
+        "sampling": dataclasses.asdict(c.sampling),
+        "parameters": {n: count for n, count in parts.items() if count},
+        "parameters_total": sum(parts.values()), "file_bytes": path.stat().st_size,
+    }  # fmt: skip
+    return facts | ({"license": licence} if licence else {})
+
+
+def _save(args: argparse.Namespace, tokens: Tokens) -> None:
+    tokens.save(args.out)
+    facts = _token_facts(args.out, tokens)
+    t, k = facts["grid"]
+    text = (
+        f"{args.out}: {t} x {k} = {tokens.count} tokens, {tokens.id_bytes} bytes "
+        f"({facts['file_bytes']} with header), {tokens.frames} frames at {tokens.fps:g} fps, "
+        f"{facts['bits_per_second']:.0f} bit/s"
+    )
+    _answer(args, text, facts)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(v)}" for name, v in value.items())
+    return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _answer(args: argparse.Namespace, text: str, facts: dict[str, Any]) -> None:
+    args.bars.close()
+    print(json.dumps(facts, default=str) if args.json else text)
+
+
+def _note(message: str) -> None:
+    tqdm.write(f"vft: note: {message}", file=sys.stderr)
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
+def _seed(text: str) -> int:
+    if not 0 <= int(text) < 1 << 63:
+        raise ValueError
+    return int(text)
+
+
+class _Bars:
+    """Makes a progress callback for each long step; one bar on stderr at a time."""
+
+    def __init__(self) -> None:
+        self._label, self._bar = "", tqdm(disable=True)
+
+    def __call__(self, label: str) -> Callable[[int, int | None], None]:
+        def update(done: int, total: int | None) -> None:
+            if label != self._label:
+                self.close()
+                self._label, self._bar = label, tqdm(desc=label, total=total, file=sys.stderr)
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+        return update
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,216 @@
+"""The demo: one clip, encoded once, decoded at several budgets, shown side by side."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from . import video_io, world
+from .atomic import replacing, write_bytes
+from .errors import VftError
+from .metrics import Quality
+from .stream import Progress, decode_file, encode_file, picture_box, unfit
+from .tokenizer import Tokenizer
+from .tokens import Tokens
+from .video_io import Report, fit_frame, read_frames, to_tensor
+
+PRETTY_SEED, FRAMES = 42, 33  # of the procedural clip; training never sees it
+STRIP_COLUMNS, GAP, INK, PAPER = 8, 6, 235, 24  # pixels and grey levels
+
+
+def run_demo(
+    tokenizer: Tokenizer, clip: Path | None, budgets: Sequence[int] | None, out: Path, *,
+    steps: int | None = None, guidance: float | None = None, seed: int = 0,
+    fps: float | None = None, fit: str = "crop", audio: bool = True,
+    progress: Callable[[str], Progress] | None = None, on_problem: Report | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Writes into the folder `out` (made if it is missing): `tokens.vft`, an mp4 for each budget
+    (`k01.mp4` ...), `side_by_side.mp4`, `strip.png` (budgets x frames), `rate_quality.png` and
+    `table.json`. Memory is bounded by the chunk.
+
+    `clip` None takes a procedural one (written to `source.mp4`); `budgets` None takes the powers
+    of two up to K. `progress(label)` gives a progress callback for each long step. Returns one row
+    for each budget: `budget`, `tokens`, `bytes` (of ids), `psnr` (dB) and `ssim` against the clip
+    as the model saw it, without bars, and `seconds` of decoding. Raises VftError.
+    """
+    c = tokenizer.config
+    budgets = sorted(set(budgets or default_budgets(c.registers)))
+    for k in budgets:
+        tokenizer.check_budget(k)
+    files = {k: out / f"k{k:0{max(2, len(str(c.registers)))}}.mp4" for k in budgets}
+    both = out / "side_by_side.mp4"
+    if clip is not None and clip.resolve() in [f.resolve() for f in (*files.values(), both)]:
+        raise VftError(f"{clip} would be overwritten by the demo; choose another --out folder")
+    out.mkdir(parents=True, exist_ok=True)
+    if clip is None:
+        clip = out / "source.mp4"
+        drawn = world.make_clip(PRETTY_SEED, frames=FRAMES, size=c.size).video
+        video_io.write_video(clip, drawn, c.fps, crf=8)
+    bar = progress or (lambda label: lambda done, total: None)
+    tokens = encode_file(
+        tokenizer, clip, fps=fps, fit=fit, progress=bar("encode"), on_problem=on_problem
+    )
+    tokens.save(out / "tokens.vft")
+    rows: list[dict[str, Any]] = []
+    for k, file in files.items():
+        quality, begun = _Against(clip, tokens), perf_counter()
+        with closing(quality.frames):
+            decode_file(
+                tokenizer, tokens.truncate(k), file, steps=steps, guidance=guidance, seed=seed,
+                audio_from=clip if audio else None, progress=bar(f"decode k={k}"),
+                on_problem=on_problem, on_chunk=quality,
+            )  # fmt: skip
+        count = tokens.ids.shape[1] * k
+        rows.append({
+            "budget": k, "tokens": count, "bytes": 2 * count, "psnr": round(quality.mean.psnr, 3),
+            "ssim": round(quality.mean.ssim, 4),
+            "seconds": round(perf_counter() - begun - quality.seconds, 2),
+        })  # fmt: skip
+    labels = ["source"] + [
+        f"k={r['budget']} · {r['tokens']} tokens · {_size(r['bytes'])}" for r in rows
+    ]
+    picked = _side_by_side(
+        clip, tokens, list(files.values()), labels, both, audio, bar("side by side"), on_problem
+    )
+    video_io.write_png(out / "strip.png", _strip(picked, labels, tokens.fps))
+    _plot(rows, out / "rate_quality.png")
+    facts = {
+        "clip": str(clip), "tokenizer": c.name, "fingerprint": tokenizer.fingerprint,
+        "frames": tokens.frames, "fps": tokens.fps, "size": tokens.size, "fit": fit, "seed": seed,
+        "rows": rows,
+    }  # fmt: skip
+    write_bytes(out / "table.json", json.dumps(facts, indent=1).encode())
+    return rows
+
+
+def default_budgets(registers: int) -> list[int]:
+    """1, 2, 4 ... and K itself."""
+    return [2**i for i in range(math.ceil(math.log2(registers)))] + [registers]
+
+
+def _source(clip: Path, tokens: Tokens) -> Generator[np.ndarray, None, None]:
+    """The clip's frames as the encoder saw them."""
+    return read_frames(
+        clip, fps=tokens.fps, size=tokens.size, fit=tokens.fit, max_frames=tokens.frames
+    )
+
+
+class _Against:
+    """Compares decoded chunks, as they come, with a second reading of the clip; bars left out."""
+
+    def __init__(self, clip: Path, tokens: Tokens) -> None:
+        self.frames, self.box = _source(clip, tokens), picture_box(tokens)
+        self.mean, self.seconds = Quality(), 0.0
+
+    def __call__(self, chunk: Tensor) -> None:
+        begun = perf_counter()
+        top, left, bottom, right = self.box
+        real = to_tensor(itertools.islice(self.frames, chunk.shape[1]))
+        self.mean.update(*(v[:, :, top:bottom, left:right] for v in (chunk, real)))
+        self.seconds += perf_counter() - begun
+
+
+def _side_by_side(
+    clip: Path, tokens: Tokens, videos: list[Path], labels: list[str], out: Path,
+    audio: bool, progress: Progress, on_problem: Report | None,
+) -> dict[int, list[np.ndarray]]:  # fmt: skip
+    """Write the video of all tiles; returns the frames for the strip: index -> one a row."""
+    show = unfit(tokens)
+    h, w = show(np.zeros((*tokens.size, 3), np.uint8)).shape[:2]
+    scale = max(1, round(256 / max(h, w)))
+    th, tw, head = h * scale, w * scale, 22
+    count, high, wide = len(labels), th + head + GAP, tw + GAP
+
+    def misfit(columns: int) -> float:  # how far from 16:9, and how many places stay empty
+        rows = -(-count // columns)
+        return abs(math.log(columns * wide / (rows * high) * 9 / 16)) + rows * columns / count
+
+    columns = min(range(1, count + 1), key=misfit)
+    spots = [(i // columns * high, i % columns * wide) for i in range(count)]
+    paper = np.full((spots[-1][0] + head + th, columns * wide - GAP, 3), PAPER, np.uint8)
+    for (y, x), label in zip(spots, labels, strict=True):
+        paper[y : y + head, x : x + tw] = _label(label, (head, tw))
+    wanted = np.linspace(0, tokens.frames - 1, min(STRIP_COLUMNS, tokens.frames)).round()
+    picked: dict[int, list[np.ndarray]] = {int(i): [] for i in wanted}
+    with ExitStack() as stack:
+        readers = [stack.enter_context(closing(read_frames(v))) for v in videos]
+        real = map(show, stack.enter_context(closing(_source(clip, tokens))))
+        sound = clip if audio else None
+        writer = video_io.VideoWriter(out, tokens.fps, audio_from=sound, on_problem=on_problem)
+        stack.enter_context(writer)
+        for i, frames in enumerate(zip(real, *readers, strict=True)):
+            tiles = [frame[:h, :w] for frame in frames]  # odd sides have grown by one in the mp4
+            for (y, x), tile in zip(spots, tiles, strict=True):
+                paper[y + head : y + head + th, x : x + tw] = fit_frame(tile, (th, tw), "stretch")
+            if i in picked:
+                picked[i] = tiles
+            writer.write(paper)
+            progress(i + 1, tokens.frames)
+    return picked
+
+
+def _strip(picked: dict[int, list[np.ndarray]], labels: list[str], fps: float) -> np.ndarray:
+    """uint8 `[H,W,3]`: a row for the source and each budget, a column for each picked frame."""
+    h, w = next(iter(picked.values()))[0].shape[:2]
+    scale = max(1, round(128 / max(h, w)))
+    th, tw, head, side = h * scale, w * scale, 22, 190
+    height = head + len(labels) * (th + GAP) - GAP
+    sheet = np.full((height, side + len(picked) * (tw + GAP) - GAP, 3), PAPER, np.uint8)
+    for row, label in enumerate(labels):
+        y = head + row * (th + GAP)
+        sheet[y : y + th, :side] = _label(label, (th, side))
+        for column, (index, tiles) in enumerate(picked.items()):
+            x = side + column * (tw + GAP)
+            sheet[:head, x : x + tw] = _label(f"{index / fps:.2f} s", (head, tw))
+            sheet[y : y + th, x : x + tw] = fit_frame(tiles[row], (th, tw), "stretch")
+    return sheet
+
+
+def _label(text: str, size: tuple[int, int]) -> np.ndarray:
+    """Text in the middle of uint8 `[h,w,3]`, as large as fits (at most 15 px)."""
+    image = Image.new("RGB", (size[1], size[0]), (PAPER,) * 3)
+    draw = ImageDraw.Draw(image)
+    for points in range(15, 7, -1):
+        font = ImageFont.load_default(points)
+        if draw.textlength(text, font) <= size[1] - 4:
+            break
+    draw.text((size[1] / 2, size[0] / 2), text, (INK,) * 3, font, anchor="mm")
+    return np.array(image)
+
+
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    left = figure.add_subplot(title="how close to the clip, by budget")
+    right = left.twinx()
+    x = [r["tokens"] for r in rows]
+    for axis, key, name, style in (
+        (left, "psnr", "PSNR (dB)", "o-C0"), (right, "ssim", "SSIM", "s--C1"),
+    ):  # fmt: skip
+        axis.plot(x, [r[key] for r in rows], style)
+        axis.set_ylabel(name, color=style[-2:])
+        axis.ticklabel_format(axis="y", useOffset=False)
+    left.set_xscale("log", base=2)
+    left.set_xticks(x, [f"k={r['budget']}\n{r['tokens']}\n{_size(r['bytes'])}" for r in rows])
+    left.minorticks_off()
+    left.set_xlabel("budget, tokens of the clip, bytes (log scale)")
+    left.grid(alpha=0.3)
+    FigureCanvasAgg(figure)
+    with replacing(path) as tmp:
+        figure.savefig(tmp, dpi=120)
+
+
+def _size(count: float) -> str:
+    return f"{count:.0f} B" if count < 10_000 else f"{count / 1000:.1f} kB"

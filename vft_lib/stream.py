@@ -1,0 +1,145 @@
+"""Clips as files, with memory bounded by the chunk: file -> tokens and tokens -> file.
+
+encode: video_io.read_frames -> Tokenizer.encode_chunks
+decode: Tokenizer.decode_chunks -> the real picture without bars -> video_io.VideoWriter
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import VftError
+from .tokenizer import Tokenizer
+from .tokens import Tokens
+from .video_io import (
+    PathLike,
+    Report,
+    VideoWriter,
+    fit_frame,
+    probe,
+    read_frames,
+    read_image,
+    to_frames,
+    to_tensor,
+    unfit_box,
+)
+
+Progress = Callable[[int, int | None], None]
+"""(done, total); a total that is not known is None, one that is estimated may change."""
+
+WIDEST = 16.0  # aspect that a stretched clip is brought back to at most; more is a damaged file
+
+
+def read_video(
+    path: PathLike, *, size: int, fps: float | None = None, fit: str = "crop",
+    max_frames: int | None = None,
+) -> Tensor:  # fmt: skip
+    """A whole clip as float32 `[1,3,T,size,size]` in [-1,1]; `encode_file` is for long ones.
+
+    `fps` None takes every frame, else the clip is sampled at that rate; `fit` is "crop", "pad" or
+    "stretch". Raises VideoError if it cannot be read.
+    """
+    frames = read_frames(path, fps=fps, size=(size, size), fit=fit, max_frames=max_frames)
+    return to_tensor(frames)[None]
+
+
+def encode_file(
+    tokenizer: Tokenizer, path: PathLike, *, budget: int | None = None, fps: float | None = None,
+    fit: str = "crop", progress: Progress | None = None, on_problem: Report | None = None,
+) -> Tokens:  # fmt: skip
+    """A video, animated image or still -> Tokens with ids `[1,t,k]`, one chunk in memory at a time.
+
+    `budget` k defaults to all registers, `fps` to the tokenizer's own rate; `fit` as in
+    `video_io.fit_frame`. `progress(done, total)` counts chunks, its total is an estimate until the
+    end. `on_problem(message)` is told of damage that was skipped. The same ids as
+    `tokenizer.encode(read_video(...))`. Raises VftError for a bad budget, VideoError for a clip
+    that cannot be read.
+    """
+    c = tokenizer.config
+    fps = c.fps if fps is None else fps
+    source = read_frames(path, fps=fps, size=(c.size, c.size), fit=fit, on_problem=on_problem)
+    info, read, total = probe(path), 0, None
+    if info.duration or info.frames == 1:
+        total = tokenizer.chunk_count(max(1, round((info.duration or 0) * fps)))
+
+    def frames() -> Iterator[Tensor]:
+        nonlocal read
+        for frame in source:
+            read += 1
+            yield _still(frame)
+
+    ids: list[Tensor] = []
+    with closing(source):
+        for chunk in tokenizer.encode_chunks(frames(), budget=budget):
+            ids.append(chunk)
+            if progress is not None:
+                progress(len(ids), total and max(total, len(ids)))
+    if progress is not None:
+        progress(len(ids), len(ids))
+    return Tokens(
+        ids=torch.cat(ids, dim=1), tokenizer=c.name, fingerprint=tokenizer.fingerprint,
+        frames=read, fps=fps, size=(c.size, c.size), source_size=(info.height, info.width),
+        fit=fit, source=Path(path).name,
+    )  # fmt: skip
+
+
+def decode_file(
+    tokenizer: Tokenizer, tokens: Tokens, out: PathLike, *, steps: int | None = None,
+    guidance: float | None = None, seed: int = 0, first_frame: PathLike | None = None,
+    audio_from: PathLike | None = None, keep_bars: bool = False,
+    progress: Progress | None = None, on_problem: Report | None = None,
+    on_chunk: Callable[[Tensor], None] | None = None,
+) -> int:  # fmt: skip
+    """Tokens of one clip -> an mp4 at `tokens.fps`, one chunk in memory; returns its frame count.
+
+    `steps`, `guidance`, `seed` as in `Tokenizer.decode`. `first_frame`: an image that pins the
+    beginning, fitted like the clip was. `audio_from`: a file whose sound is carried over. A clip
+    that was padded comes back without its bars unless `keep_bars`; one that was stretched comes
+    back in its own aspect at the model's height. `progress(done, total)` counts sampling steps;
+    `on_chunk` gets every decoded chunk as float32 `[3,T,H,W]` in [-1,1], bars included. The file
+    appears when it is complete. Raises VftError for tokens of another tokenizer or more than one
+    clip, VideoError if the output cannot be written.
+    """
+    if len(tokens) != 1:
+        raise VftError(f"a video file holds one clip, got {len(tokens)}; decode tokens[i] each")
+    given = None
+    if first_frame is not None:
+        given = _still(read_image(first_frame, tokens.size, tokens.fit))
+    show = unfit(tokens, keep_bars)
+    with VideoWriter(out, tokens.fps, audio_from=audio_from, on_problem=on_problem) as writer:
+        for chunk in tokenizer.decode_chunks(
+            tokens, steps=steps, guidance=guidance, seed=seed, first_frame=given, progress=progress
+        ):
+            if on_chunk is not None:
+                on_chunk(chunk[0])
+            for frame in to_frames(chunk[0]):
+                writer.write(show(frame))
+    return writer.frames
+
+
+def unfit(tokens: Tokens, keep_bars: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns a frame of the model's size, uint8 `[h,w,3]`, back into the clip's aspect."""
+    top, left, bottom, right = picture_box(tokens)
+    h = tokens.size[0]
+    if tokens.fit == "pad" and not keep_bars:
+        return lambda frame: frame[top:bottom, left:right]
+    if tokens.fit == "stretch" and tokens.source_size is not None:
+        aspect = tokens.source_size[1] / tokens.source_size[0]
+        width = round(h * min(max(aspect, 1 / WIDEST), WIDEST))
+        return lambda frame: fit_frame(frame, (h, width), "stretch")
+    return lambda frame: frame
+
+
+def picture_box(tokens: Tokens) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of the real picture inside the model's, without bars."""
+    return unfit_box(tokens.source_size or tokens.size, tokens.size, tokens.fit)
+
+
+def _still(frame: np.ndarray) -> Tensor:
+    return to_tensor([frame]).transpose(0, 1)  # (1, 3, H, W)

@@ -1,0 +1,316 @@
+"""Start here: pixels -> tokens -> pixels.
+
+    encode: vae.encode -> encoder -> FSQ ids, chunk by chunk
+    decode: FSQ codes -> keep the first k -> flow sampler -> vae.decode, chunk by chunk
+
+Layout everywhere: video `[B,3,T,H,W]` float in [-1,1], latents `[B,C,t,h,w]`, ids `[B,t,k]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import flow
+from .config import TokenizerConfig
+from .decoder import Decoder
+from .encoder import Encoder
+from .errors import VftError
+from .fsq import FSQ
+from .tokens import Tokens
+from .vae import VideoAutoencoder
+
+Progress = Callable[[int, int], None]
+
+
+class Tokenizer(nn.Module):
+    """Video autoencoder, register encoder, FSQ and flow decoder of one checkpoint.
+
+    Build it with :func:`vft_lib.load_tokenizer`. `fingerprint` names the weights: tokens carry it,
+    and decoding tokens of another fingerprint is refused.
+    """
+
+    def __init__(self, config: TokenizerConfig, fingerprint: str = "", ops: Any = nn) -> None:
+        super().__init__()
+        self.config, self.fingerprint = config, fingerprint
+        self.vae = VideoAutoencoder(config.vae, ops)
+        self.encoder = Encoder(config, ops)
+        self.fsq = FSQ(config.fsq_levels)
+        self.decoder = Decoder(config, ops)
+
+    @property
+    def device(self) -> torch.device:
+        return self.encoder.registers.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.registers.dtype
+
+    # ------------------------------------------------------------------ pixels -> tokens
+
+    def encode(
+        self, video: Tensor, *, budget: int | None = None, fps: float | None = None,
+        progress: Progress | None = None,
+    ) -> Tokens:  # fmt: skip
+        """Clips `[B,3,T,H,W]` (or one, `[3,T,H,W]`) float in [-1,1], any T >= 1, at the model's
+        picture size -> Tokens with ids `[B,t,k]`.
+
+        `budget` k defaults to all registers; `fps` is only noted down. A length that does not fill
+        its last chunk is padded with the last frame; `decode` cuts the padding off again.
+        `progress(done, total)` counts chunks. Raises VftError for a wrong shape or size.
+        """
+        video = video[None] if video.ndim == 4 else video
+        self._check_video(video)
+        c = self.config
+        fps = c.fps if fps is None else fps
+        if not 0 < fps <= 1000:
+            raise VftError(f"fps is {fps}; expected more than 0, at most 1000")
+        total = self.chunk_count(video.shape[2])
+        ids = []
+        for chunk in self.encode_chunks(video.unbind(2), budget=budget):
+            ids.append(chunk)
+            if progress is not None:
+                progress(len(ids), total)
+        return Tokens(
+            ids=torch.cat(ids, dim=1), tokenizer=c.name, fingerprint=self.fingerprint,
+            frames=video.shape[2], fps=fps, size=(c.size, c.size),
+            source_size=(video.shape[3], video.shape[4]),
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def encode_chunks(
+        self, frames: Iterable[Tensor], *, budget: int | None = None
+    ) -> Iterator[Tensor]:
+        """The streaming form of :meth:`encode`: frames `[B,3,H,W]` one by one in, the ids
+        `[B,t_i,k]` of one chunk after another out. Holds one chunk of frames at a time."""
+        c = self.config
+        budget = self.check_budget(c.registers if budget is None else budget)
+        first = True
+        for window in _chunks(frames, c.chunk_frames, c.overlap):
+            # A last chunk that is short is filled by repeating its last frame.
+            padding = [window[-1]] * (c.chunk_frames - len(window))
+            ids = self.ids_of(torch.stack(window + padding, dim=2))
+            del window, padding  # else two chunks of frames are held while the next one fills
+            # Later chunks begin with the frame that ended the chunk before: its ids are known.
+            yield ids[:, 0 if first else c.overlap :, :budget].cpu()
+            first = False
+        if first:
+            raise VftError("got no frames; a clip has at least one")
+
+    def ids_of(self, video: Tensor) -> Tensor:
+        """One chunk `[B,3,T,H,W]` (T = 1 + 4n) -> ids `[B,t,K]`."""
+        return self.fsq.ids(self.encoder(self.vae.encode(video.to(self.device, self.dtype))))
+
+    # ------------------------------------------------------------------ tokens -> pixels
+
+    def decode(
+        self, tokens: Tokens, *, steps: int | None = None, guidance: float | None = None,
+        apg: bool | None = None, seed: int | Sequence[int] = 0,
+        generator: torch.Generator | None = None, first_frame: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Tokens -> video `[B,3,T,H,W]` float32 in [-1,1] on the CPU, T = `tokens.frames`.
+
+        `steps`, `guidance` (1: none) and `apg` (projected guidance) default to what the checkpoint
+        was measured best at. Every clip draws its noise from its own `seed`, so that a batch gives
+        each clip what it would get alone; `generator` instead draws in the published order.
+        `first_frame` `[B,3,H,W]` in [-1,1] (or `[B,3,T,H,W]`, T = 1 + 4n) pins the beginning.
+        `progress(done, total)` counts sampling steps over all chunks; raise in it to cancel.
+        Raises VftError if the tokens are another tokenizer's.
+        """
+        chunks = self.decode_chunks(
+            tokens, steps=steps, guidance=guidance, apg=apg, seed=seed, generator=generator,
+            first_frame=first_frame, progress=progress,
+        )  # fmt: skip
+        return torch.cat(list(chunks), dim=2)
+
+    @torch.inference_mode()
+    def decode_chunks(
+        self, tokens: Tokens, *, steps: int | None = None, guidance: float | None = None,
+        apg: bool | None = None, seed: int | Sequence[int] = 0,
+        generator: torch.Generator | None = None, first_frame: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """The streaming form of :meth:`decode`: yields `[B,3,T_i,H,W]`, one chunk at a time."""
+        c = self.config
+        self._check_tokens(tokens)
+        steps = c.sampling.steps if steps is None else steps
+        if steps < 1:
+            raise VftError(f"steps is {steps}; choose 1 or more (25 is usual)")
+        scale = c.sampling.guidance if guidance is None else guidance
+        use_apg = c.sampling.apg if apg is None else apg
+        ids, left, batch = tokens.ids, tokens.frames, len(tokens)
+        draw = self._noise_source(batch, seed, generator)
+        new = c.latent_frames - c.overlap  # latent frames that each later chunk brings
+        chunk_count = 1 + -(-(ids.shape[1] - c.latent_frames) // new)
+        given = first_frame
+        if given is not None:
+            given = given[:, :, None] if given.ndim == 4 else given
+            self._check_video(given)
+            if (given.shape[2] - 1) % 4 or given.shape[2] > c.chunk_frames:
+                raise VftError(
+                    f"got {given.shape[2]} given frames; expected 1 + 4n, at most {c.chunk_frames}"
+                )
+            if len(given) not in (1, batch):
+                raise VftError(
+                    f"got first frames for {len(given)} clips, tokens of {batch}; give one, or one "
+                    "each"
+                )
+            given = given.expand(batch, -1, -1, -1, -1)
+        for i in range(chunk_count):
+            if i == 0:
+                chunk_ids = ids[:, : c.latent_frames]
+            else:
+                start = c.latent_frames + (i - 1) * new
+                chunk_ids = ids[:, start : start + new]
+                if c.overlap:  # the repeated frame's ids are made anew from the frame itself
+                    chunk_ids = torch.cat([chunk_ids[:, :1], chunk_ids], dim=1)
+            noise = draw((c.vae.latent_channels, chunk_ids.shape[1], c.size // 8, c.size // 8))
+            video = self._decode_chunk(
+                chunk_ids, noise, steps, flow.Guidance(scale, use_apg), given,
+                _offset(progress, i * steps, chunk_count * steps),
+            )  # fmt: skip
+            given = video[:, :, -1:] if c.overlap else None  # unclamped
+            fresh = video[:, :, c.overlap if i else 0 :][:, :, :left]
+            left -= fresh.shape[2]
+            yield fresh.float().clamp(-1, 1).cpu()
+
+    def _decode_chunk(
+        self, ids: Tensor, noise: Tensor, steps: int, guidance: flow.Guidance,
+        given: Tensor | None, progress: Progress | None,
+    ) -> Tensor:  # fmt: skip
+        """ids `[B,t,k]` -> video `[B,3,4t-3,H,W]`, not clamped, on the model's device."""
+        pinned, prefix = None, 0
+        if given is not None:
+            pinned = self.vae.encode(given.to(self.device, self.dtype))
+            prefix = pinned.shape[2]
+            ids = torch.cat(
+                [self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu(), ids[:, prefix:]],
+                dim=1,
+            )
+        latents = self.sample_latents(ids, noise, steps, guidance, pinned, progress=progress)
+        return self.vae.decode(latents.to(self.dtype))
+
+    def sample_latents(
+        self, ids: Tensor, noise: Tensor, steps: int, guidance: flow.Guidance,
+        pinned: Tensor | None = None, keep: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Run the flow sampler for one chunk: ids `[B,t,k]`, noise `[B,C,t,h,w]` -> latents.
+
+        `keep` `[B]`: a budget for each clip (default: k for all). With `guidance.scale` 1 there is
+        no unconditional pass; otherwise both passes run as one batch.
+        """
+        b, t, k = ids.shape
+        codes = self.fsq.codes(ids.to(self.device))
+        codes = nn.functional.pad(codes, (0, 0, 0, self.config.registers - k))  # beyond k: masked
+        keep = torch.full((b,), k) if keep is None else keep
+        prefix = torch.full((b,), 0 if pinned is None else pinned.shape[2])
+        keep, prefix = keep.to(self.device), prefix.to(self.device)
+        guided = guidance.scale != 1
+        registers = self.decoder.prepare(
+            codes, keep, prefix, torch.zeros_like(keep, dtype=torch.bool)
+        )
+        if guided:
+            null = self.decoder.prepare(
+                codes, keep, prefix, torch.ones_like(keep, dtype=torch.bool)
+            )
+            registers = torch.cat([registers, null])
+
+        def velocity(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+            if not guided:
+                return self.decoder(x, t, registers), None
+            cond, uncond = self.decoder(torch.cat([x, x]), torch.cat([t, t]), registers).chunk(2)
+            return cond, uncond
+
+        return flow.sample(velocity, noise.to(self.device), steps, guidance, pinned, progress)
+
+    # ------------------------------------------------------------------ shapes and checks
+
+    def chunk_count(self, frames: int) -> int:
+        """Chunks that a clip of this many frames is cut into."""
+        return 1 + max(0, -(-(frames - self.config.chunk_frames) // self.config.stride))
+
+    def latent_frames(self, frames: int) -> int:
+        """Rows of ids that a clip of this many frames becomes, padding included."""
+        c = self.config
+        return c.latent_frames + (self.chunk_count(frames) - 1) * (c.latent_frames - c.overlap)
+
+    def _noise_source(
+        self, batch: int, seed: int | Sequence[int], generator: torch.Generator | None
+    ) -> Callable[[tuple[int, ...]], Tensor]:
+        """Draws `[B, *shape]` normal noise in float32 on the CPU, clip by clip; the generators run
+        on from chunk to chunk."""
+        seeds = [seed] * batch if isinstance(seed, int) else list(seed)
+        if len(seeds) != batch:
+            raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
+        for s in seeds:
+            if not -(1 << 63) <= s < 1 << 64:
+                raise VftError(f"seed {s} is out of range; choose 0 to {(1 << 64) - 1}")
+        generators = [generator or torch.Generator().manual_seed(s) for s in seeds]
+        return lambda shape: torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
+
+    def check_budget(self, budget: int) -> int:
+        """`budget`, or VftError if it is not 1 .. K."""
+        if not 1 <= budget <= self.config.registers:
+            raise VftError(
+                f"budget {budget} is out of range: tokenizer {self.config.name!r} has "
+                f"{self.config.registers} tokens per latent frame; choose 1 to "
+                f"{self.config.registers}"
+            )
+        return budget
+
+    def _check_video(self, video: Tensor) -> None:
+        side = self.config.size
+        if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
+            raise VftError(
+                f"got a video of shape {list(video.shape)}; expected [B,3,T,H,W] in [-1,1]"
+            )
+        if video.shape[3:] != (side, side):
+            raise VftError(
+                f"got {video.shape[4]}x{video.shape[3]} px; tokenizer {self.config.name!r} takes "
+                f"{side}x{side}. read_video(..., size={side}) fits a clip to it"
+            )
+        if not video.is_floating_point():
+            raise VftError(f"got dtype {video.dtype}; expected floating point in [-1,1]")
+
+    def _check_tokens(self, tokens: Tokens) -> None:
+        c = self.config
+        if tokens.fingerprint != self.fingerprint:
+            raise VftError(
+                f"these tokens were made by tokenizer {tokens.tokenizer!r} "
+                f"({tokens.fingerprint}), this one is {c.name!r} ({self.fingerprint}): load the "
+                "tokenizer they were made with"
+            )
+        self.check_budget(tokens.budget)
+        if tokens.ids.shape[1] != self.latent_frames(tokens.frames):
+            raise VftError(
+                f"{tokens.frames} frames need {self.latent_frames(tokens.frames)} latent frames, "
+                f"these tokens have {tokens.ids.shape[1]}"
+            )
+        if int(tokens.ids.max()) >= c.vocab or int(tokens.ids.min()) < 0:
+            raise VftError(f"ids go up to {int(tokens.ids.max())}; expected less than {c.vocab}")
+
+
+def _chunks(frames: Iterable[Tensor], size: int, overlap: int) -> Iterator[list[Tensor]]:
+    """Windows of `size` frames, each beginning with the last `overlap` of the one before; the last
+    may be shorter."""
+    window: list[Tensor] = []
+    fresh = 0
+    for frame in frames:
+        if len(window) == size:
+            yield window
+            window, fresh = window[size - overlap :], 0
+        window.append(frame)
+        fresh += 1
+    if fresh:
+        yield window
+
+
+def _offset(progress: Progress | None, done: int, total: int) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda i, _: progress(done + i, total)

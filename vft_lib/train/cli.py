@@ -1,0 +1,155 @@
+"""`vft train vae|tokenizer|card`: from nothing to a checkpoint and its model card."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import VftError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .data import RealClips
+    from .loop import Schedule
+    from .presets import Preset
+
+# torch is imported by the steps, not here: `vft --help` answers at once.
+
+
+def add_train_parser(subparsers: Any) -> None:
+    """Add `train` and its steps to the command line."""
+    parser = subparsers.add_parser("train", help="train a tokenizer from nothing")
+    steps = parser.add_subparsers(dest="step", required=True)
+    for name, func, text in (
+        ("vae", _train_vae, "the video autoencoder; writes OUT/vae.safetensors"),
+        ("tokenizer", _train_tokenizer, "the rest; writes OUT/tokenizer.safetensors"),
+        ("card", _card, "measure a tokenizer on held-out clips; writes tables, plots, strips"),
+    ):
+        p = steps.add_parser(name, help=text)
+        p.set_defaults(func=func)
+        p.add_argument(
+            "--preset", default="nano", help="nano (CPU), small (one GPU) or tiny (tests)"
+        )
+        p.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if used")
+        p.add_argument("--real", type=Path, help="folder of real clips (default: the package)")
+        p.add_argument("--no-real", action="store_true", help="the procedural world alone")
+        p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+        p.add_argument(
+            "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of autocast"
+        )
+        if name != "card":
+            p.add_argument("--steps", type=int, help="instead of the preset's number of steps")
+            p.add_argument("--checkpoint-seconds", type=float, default=120.0)
+            p.add_argument(
+                "--stop-after", type=int, help="stop after this many steps, as a kill would"
+            )
+        else:
+            p.add_argument("--tokenizer", default="default", help="default, or a file")
+            p.add_argument("--clips", type=int, default=48, help="held-out clips of each kind")
+            p.add_argument("--probe-clips", type=int, default=2400)
+            p.add_argument(
+                "--eval-clips", type=Path, help="folder of more real clips to measure on"
+            )
+
+
+def _device(args: argparse.Namespace) -> torch.device:
+    import torch
+
+    if args.device != "auto":
+        try:
+            return torch.device(args.device)
+        except RuntimeError:
+            raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
+    local = os.environ.get("LOCAL_RANK", "0")
+    return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+
+
+def _setup(args: argparse.Namespace) -> tuple[Preset, RealClips | None]:
+    """The preset, and the real clips to train on."""
+    from .data import RealClips
+    from .presets import PRESETS
+
+    if args.preset not in PRESETS:
+        raise VftError(f"no preset {args.preset!r}; choose one of {', '.join(PRESETS)}")
+    preset = PRESETS[args.preset]
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.no_real:
+        return preset, None
+    size = preset.vae.size
+    return preset, RealClips.load(args.real, size, args.out / f"real-{size}.npz").split()[0]
+
+
+def _schedule(args: argparse.Namespace, schedule: Schedule) -> Schedule:
+    return schedule if args.steps is None else dataclasses.replace(schedule, steps=args.steps)
+
+
+def _train_vae(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..checkpoint import save_vae
+    from .data import training_clips
+    from .loop import train
+    from .vae import VAETask, fold_latent_scale
+
+    preset, real = _setup(args)
+    recipe = dataclasses.replace(preset.vae, schedule=_schedule(args, preset.vae.schedule))
+    torch.manual_seed(recipe.schedule.seed)
+    task = VAETask(recipe, real)
+    out = args.out / "vae"
+    weights = train(
+        task, recipe.schedule, out, device=_device(args), every=args.checkpoint_seconds,
+        stop_after=args.stop_after, dtype=getattr(torch, args.dtype),
+    )  # fmt: skip
+    if args.stop_after is None and int(os.environ.get("RANK", 0)) == 0:
+        task.load_state_dict(weights)
+        clips = training_clips(torch.Generator().manual_seed(7), 64, 17, recipe.size, real, 0.5)
+        task.cpu().requires_grad_(False)
+        scale = fold_latent_scale(task.vae, clips)
+        save_vae(args.out / "vae.safetensors", task.vae)
+        print(json.dumps({"vae": str(args.out / "vae.safetensors"), "latent_std": scale.tolist()}))
+    return 0
+
+
+def _train_tokenizer(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..checkpoint import load_vae, save_tokenizer
+    from ..tokenizer import Tokenizer
+    from .loop import train
+    from .tokenizer import TokenizerTask, encode_dataset
+
+    preset, real = _setup(args)
+    base = preset.tokenizer
+    recipe = dataclasses.replace(base, schedule=_schedule(args, base.schedule))
+    device = _device(args)
+    source = args.out / "vae.safetensors"
+    if not source.exists():
+        raise VftError(f"{source} does not exist; run `vft train vae --out {args.out}` first")
+    vae = load_vae(source, recipe.config.vae).to(device)
+    latents = encode_dataset(recipe, vae, real, args.out / "latents.f16", device)
+    torch.manual_seed(recipe.schedule.seed)
+    task = TokenizerTask(recipe, vae, latents)
+    weights = train(
+        task, recipe.schedule, args.out / "tokenizer", device=device,
+        every=args.checkpoint_seconds, stop_after=args.stop_after,
+        dtype=getattr(torch, args.dtype),
+    )  # fmt: skip
+    if args.stop_after is None and int(os.environ.get("RANK", 0)) == 0:
+        weights |= {f"vae.{k}": v for k, v in vae.state_dict().items()}
+        assert weights.keys() == Tokenizer(recipe.config).state_dict().keys()
+        path = args.out / "tokenizer.safetensors"
+        mark = save_tokenizer(path, recipe.config, weights, torch.float16)
+        print(json.dumps({"tokenizer": str(path), "fingerprint": mark}))
+    return 0
+
+
+def _card(args: argparse.Namespace) -> int:
+    from .card import write_card
+
+    write_card(args.tokenizer, args.out, _device(args), args)
+    return 0

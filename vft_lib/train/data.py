@@ -1,0 +1,124 @@
+"""Training clips: the procedural world mixed with real moving pictures, cut the same way.
+
+Real pictures come from the preview clips of the package `comfyui-workflow-templates-media-video`
+(MIT), or from any folder. Every draw depends on a generator only, never on global state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import video_io, world
+from ..errors import VftError
+
+REAL_PACKAGE = "comfyui_workflow_templates_media_video"
+MARGIN = 1.25  # real frames are kept a little larger than the model's size, to crop from
+HELD_OUT_SEEDS = range(1_000_000)  # worlds that training never sees
+SUFFIXES = {".webp", ".gif", ".mp4", ".webm", ".mkv", ".mov", ".avi"}
+
+
+@dataclass(frozen=True)
+class RealClips:
+    """Real clips in memory: uint8 arrays `[T,S,S,3]`, by name."""
+
+    clips: dict[str, np.ndarray]
+
+    @staticmethod
+    def load(folder: Path | None, size: int, cache: Path) -> RealClips:
+        """All clips below `folder` (default: the installed template package) of 5 frames or more.
+
+        Decoded once, at `MARGIN * size` px, into `cache` (an .npz file).
+        """
+        if not cache.exists():
+            folder = _package_folder() if folder is None else folder
+            side = int(size * MARGIN)
+            files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+            found = {}
+            for path in tqdm(files, desc="decoding real clips"):
+                frames = list(video_io.read_frames(path, size=(side, side), max_frames=160))
+                if len(frames) >= 5:
+                    found[path.stem] = np.stack(frames)
+            if not found:
+                raise VftError(f"{folder} holds no clip of 5 frames or more; name another --real")
+            tmp = cache.with_suffix(f".{os.getpid()}.tmp.npz")
+            np.savez(tmp, **found)  # type: ignore[arg-type]
+            os.replace(tmp, cache)
+        with np.load(cache, allow_pickle=False) as f:
+            return RealClips({k: f[k] for k in f.files})
+
+    def split(self) -> tuple[RealClips, RealClips]:
+        """(training, held out): one clip in eight is held out, by the hash of its name without
+        the number at its end, so that a clip and its edited twin fall on the same side."""
+        sides: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
+        for name, clip in self.clips.items():
+            stem = name.rsplit("-", 1)[0].encode()
+            sides[hashlib.sha256(stem).digest()[0] % 8 == 0][name] = clip
+        return RealClips(sides[0]), RealClips(sides[1])
+
+    def sample(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
+        """A random window `[frames,size,size,3]`: random crop, mirror, direction, stride 1 or 2."""
+        names = sorted(self.clips)
+        clip = self.clips[names[rng.integers(len(names))]]
+        stride = int(rng.integers(1, 3))
+        if len(clip) < (frames - 1) * stride + 1:
+            stride = 1
+        # A clip shorter than the window plays forth and back.
+        last = len(clip) - 1
+        start = int(rng.integers(0, max(1, last - (frames - 1) * stride + 1)))
+        index = (start + stride * np.arange(frames)) % max(1, 2 * last)
+        window = clip[np.where(index > last, 2 * last - index, index)]
+        y, x = rng.integers(0, clip.shape[1] - size + 1, 2)
+        window = window[:, y : y + size, x : x + size]
+        if rng.random() < 0.5:
+            window = window[:, :, ::-1]
+        return window[::-1] if rng.random() < 0.25 else window
+
+    def windows(self, frames: int, size: int) -> Iterator[np.ndarray]:
+        """One centred window from the start of each clip, for evaluation."""
+        for name in sorted(self.clips):
+            clip = self.clips[name]
+            if len(clip) >= frames:
+                edge = (clip.shape[1] - size) // 2
+                yield clip[:frames, edge : edge + size, edge : edge + size]
+
+
+def _package_folder() -> Path:
+    spec = importlib.util.find_spec(REAL_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise VftError(
+            f"real training clips: package {REAL_PACKAGE.replace('_', '-')} is not installed; pip "
+            "install it, name a folder with --real DIR, or pass --no-real"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def to_video(clips: list[np.ndarray]) -> Tensor:
+    """uint8 `[T,H,W,3]` each -> float32 `[B,3,T,H,W]` in [-1,1]."""
+    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def training_clips(
+    generator: torch.Generator, batch: int, frames: int, size: int,
+    real: RealClips | None, real_share: float,
+) -> Tensor:  # fmt: skip
+    """A batch `[B,3,T,H,W]` in [-1,1], a `real_share` of it real."""
+    seed = int(torch.randint(1 << 62, (), generator=generator))
+    rng = np.random.default_rng(seed)
+    clips = []
+    for _ in range(batch):
+        if real is not None and rng.random() < real_share:
+            clips.append(real.sample(rng, frames, size))
+        else:
+            world_seed = int(rng.integers(HELD_OUT_SEEDS.stop, 1 << 40))
+            clips.append(world.make_clip(world_seed, frames=frames, size=size).video)
+    return to_video(clips)

@@ -1,0 +1,153 @@
+"""Training encoder, quantizer and flow decoder end to end on latents of a finished autoencoder.
+
+One loss: the mean square error of the velocity (rectified flow). Nested dropout makes the tokens
+coarse to fine: each clip of a batch keeps a random power of two of its registers, so whatever
+helps most must go first.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import flow
+from ..config import TokenizerConfig
+from ..tokenizer import Tokenizer
+from ..vae import VideoAutoencoder
+from .data import RealClips, training_clips
+from .loop import Schedule, Task, step_generator
+from .plots import save_strip
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """`clips`: how many clips are rendered and encoded once, to train on. `timestep_mean` and
+    `timestep_std`: of the logit-normal timesteps (Esser et al. 2024, arXiv 2403.03206); a mean
+    above 0 favours noisy steps, where the tokens decide the most. `null_share`: clips trained
+    without tokens, for guidance. `prefix_share`: clips whose first latent frame is given."""
+
+    config: TokenizerConfig
+    schedule: Schedule
+    clips: int = 16_384
+    real_share: float = 0.35
+    timestep_mean: float = 0.5
+    timestep_std: float = 1.0
+    null_share: float = 0.1
+    prefix_share: float = 0.4
+
+
+@torch.inference_mode()
+def encode_dataset(
+    recipe: TokenizerRecipe, vae: VideoAutoencoder, real: RealClips | None, path: Path,
+    device: torch.device,
+) -> Tensor:  # fmt: skip
+    """Latents `[clips, C,t,h,w]` float16, kept in `path` (raw, memory-mapped). Goes on where it
+    stopped: blocks of 64 clips, each drawn from its own number."""
+    c, block = recipe.config, 64
+    shape = (recipe.clips // block * block, *c.latent_shape)
+    data = torch.from_file(
+        str(path), shared=True, size=torch.Size(shape).numel(), dtype=torch.float16
+    ).view(shape)
+    progress = path.with_suffix(".done")
+    done = int(progress.read_text()) if progress.exists() else 0
+    for start in tqdm(range(done, shape[0], block), desc="encoding clips", mininterval=1):
+        generator = step_generator(recipe.schedule.seed + 1, start)
+        clips = training_clips(generator, block, c.chunk_frames, c.size, real, recipe.real_share)
+        with torch.autocast(device.type, torch.bfloat16):
+            for i in range(0, block, 16):
+                latents = vae.encode(clips[i : i + 16].to(device))
+                data[start + i : start + i + 16] = latents.half().cpu()
+        tmp = progress.with_suffix(".tmp")
+        tmp.write_text(str(start + block))
+        os.replace(tmp, progress)
+    return data
+
+
+class TokenizerTask(Task):
+    """Everything of the tokenizer but the autoencoder."""
+
+    def __init__(self, recipe: TokenizerRecipe, vae: VideoAutoencoder, latents: Tensor) -> None:
+        super().__init__()
+        self.recipe, self.latents = recipe, latents
+        tokenizer = Tokenizer(recipe.config)
+        self.encoder, self.decoder = tokenizer.encoder, tokenizer.decoder
+        self.fsq = tokenizer.fsq
+        self.frozen = (vae.eval().requires_grad_(False),)  # in a tuple: not a submodule
+        _initialize(self)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        return [
+            p for n, p in self.named_parameters()
+            if ".blocks." in n and p.ndim == 2 and "modulation" not in n
+        ]  # fmt: skip
+
+    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        r, c = self.recipe, self.recipe.config
+        b, device = r.schedule.batch, self.encoder.registers.device
+        index = torch.randint(len(self.latents), (b,), generator=generator)
+        clean = self.latents[index].float().to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        timestep = torch.sigmoid(
+            r.timestep_mean + r.timestep_std * torch.randn(b, generator=generator)
+        ).to(device)
+        keep = _budgets(c.registers, b, generator).to(device)
+        null = (torch.rand(b, generator=generator) < r.null_share).to(device)
+        prefix = (torch.rand(b, generator=generator) < r.prefix_share).long().to(device)
+
+        codes = self.fsq.quantize(self.encoder(clean))
+        registers = self.decoder.prepare(codes, keep, prefix, null)
+        t = timestep[:, None, None, None, None]
+        given = torch.arange(clean.shape[2], device=device) < prefix[:, None]  # (B, t)
+        given = given[:, None, :, None, None]
+        noisy = torch.where(given, clean, (1 - t) * clean + t * noise)
+        error = (self.decoder(noisy, timestep, registers) - (noise - clean)) ** 2
+        # Given frames carry no loss; every clip counts the same however many it has.
+        weight = (~given).float().expand_as(error)
+        each = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
+        out = {"loss": each.mean()}
+        for k in (1, c.registers):
+            chosen = (keep == k) & ~null
+            if chosen.any():
+                out[f"k{k}"] = each[chosen].detach().mean()
+        return out
+
+    @torch.inference_mode()
+    def samples(self, out: Path, step: int) -> None:
+        """Four training clips: the autoencoder's picture, then decoded at 1, K/4 and K tokens."""
+        tokenizer = Tokenizer(self.recipe.config).to(self.encoder.registers.device)
+        tokenizer.vae = self.frozen[0]
+        tokenizer.encoder, tokenizer.decoder = self.encoder.eval(), self.decoder.eval()
+        latents = self.latents[:: len(self.latents) // 4][:4].float()
+        ids = tokenizer.fsq.ids(self.encoder(latents.to(tokenizer.device)))
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+        videos = [tokenizer.vae.decode(latents.to(tokenizer.device))]
+        for k in (1, self.recipe.config.registers // 4, self.recipe.config.registers):
+            sampled = tokenizer.sample_latents(ids[:, :, :k], noise, 20, flow.Guidance())
+            videos.append(tokenizer.vae.decode(sampled))
+        strip = [v.cpu() for clip in zip(*videos) for v in clip]
+        save_strip(out / f"samples-{step:06d}.png", strip)
+
+
+def _budgets(registers: int, batch: int, generator: torch.Generator) -> Tensor:
+    """Budgets `[B]`: powers of two up to `registers`, each as likely."""
+    powers = torch.tensor([k for k in (1 << i for i in range(20)) if k <= registers])
+    return powers[torch.randint(len(powers), (batch,), generator=generator)]
+
+
+@torch.no_grad()
+def _initialize(task: TokenizerTask) -> None:
+    """Modulation and head start at zero (DiT, arXiv 2212.09748), but with open gates: at zero
+    gates a short run spends its first hundreds of steps opening them."""
+    for name, p in task.named_parameters():
+        if "modulation" in name or name.startswith("decoder.head."):
+            nn.init.zeros_(p)
+        if name.endswith("modulation.bias") and ".blocks." in name:
+            kinds, dim = task.recipe.config.decoder.trunk.modulation_kinds, p.numel() // 6
+            p.view(kinds, 6, dim // kinds)[:, :2] = 1.0  # gate_attn, gate_mlp
+        if name.endswith(("attention.proj.weight", "fc2.weight")):
+            p.mul_(0.25)
