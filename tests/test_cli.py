@@ -13,7 +13,8 @@ from conftest import add_sound, moving_picture, save_tiny
 
 from vft_lib import cli
 from vft_lib.tokens import Tokens
-from vft_lib.video_io import probe, read_frames, write_png, write_video
+from vft_lib.video_in import probe, read_frames
+from vft_lib.video_out import write_png, write_video
 
 
 class Vft:

@@ -12,10 +12,12 @@ from conftest import add_sound, moving_picture
 from PIL import Image
 
 from vft_lib.errors import VftError
+from vft_lib.frames import VideoError, to_tensor
 from vft_lib.stream import decode_file, encode_file, read_video
 from vft_lib.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
-from vft_lib.video_io import VideoError, probe, read_frames, to_tensor, write_video
+from vft_lib.video_in import probe, read_frames
+from vft_lib.video_out import write_video
 
 
 def clip(path: Path, frames: int = 20, height: int = 40, width: int = 56, fps: float = 8) -> Path:

@@ -17,21 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from vft_lib import video_io
-from vft_lib.video_io import (
-    VideoError,
-    VideoWriter,
-    fit_frame,
-    fit_size,
-    probe,
-    read_frames,
-    read_image,
-    to_frames,
-    to_tensor,
-    unfit_box,
-    write_png,
-    write_video,
-)
+from vft_lib import video_out
+from vft_lib.frames import VideoError, fit_frame, fit_size, to_frames, to_tensor, unfit_box
+from vft_lib.video_in import probe, read_frames, read_image
+from vft_lib.video_out import VideoWriter, write_png, write_video
 
 STEP = 8  # brightness per frame index: far above the codec's error
 
@@ -715,7 +704,7 @@ def test_png_is_written_whole_or_not_at_all(
     def full_disk(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(video_io.os, "replace", full_disk)
+    monkeypatch.setattr(video_out.os, "replace", full_disk)
     with pytest.raises(VideoError, match="No space"):
         write_png(path, flat(1))
     assert np.array_equal(read_image(path), corners()) and len(list(tmp_path.iterdir())) == 1

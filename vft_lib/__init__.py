@@ -12,7 +12,7 @@ from .errors import CheckpointError, ConfigError, TokenFileError, VftError
 from .stream import decode_file, encode_file, read_video
 from .tokenizer import Tokenizer
 from .tokens import Tokens
-from .video_io import write_video
+from .video_out import write_video
 
 __version__ = "0.1.0"
 

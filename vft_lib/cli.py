@@ -172,7 +172,7 @@ def _decode(args: argparse.Namespace) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     from .tokens import Tokens
-    from .video_io import probe
+    from .video_in import probe
 
     file, kind = args.file, "" if args.file is None else args.file.suffix.lower()
     if file is None or str(file) == "default" or kind == ".safetensors":
@@ -206,7 +206,7 @@ def _load(args: argparse.Namespace) -> Tokenizer:
 
 def _sound_beside(file: Path, tokens: Tokens) -> Path | None:
     """The encoded clip, if a file of its name with sound lies in the token file's own folder."""
-    from .video_io import probe
+    from .video_in import probe
 
     # A token file may come from anyone: only the last part of the name counts.
     clip = file.parent / (tokens.source or "").replace("\\", "/").rpartition("/")[2]

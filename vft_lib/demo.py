@@ -15,14 +15,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from . import video_io, world
+from . import world
 from .atomic import replacing, write_bytes
 from .errors import VftError
+from .frames import Report, fit_frame, to_tensor
 from .metrics import Quality
 from .stream import Progress, decode_file, encode_file, picture_box, unfit
 from .tokenizer import Tokenizer
 from .tokens import Tokens
-from .video_io import Report, fit_frame, read_frames, to_tensor
+from .video_in import read_frames
+from .video_out import VideoWriter, write_png, write_video
 
 PRETTY_SEED, FRAMES = 42, 33  # of the procedural clip; training never sees it
 STRIP_COLUMNS, GAP, INK, PAPER = 8, 6, 235, 24  # pixels and grey levels
@@ -55,7 +57,7 @@ def run_demo(
     if clip is None:
         clip = out / "source.mp4"
         drawn = world.make_clip(PRETTY_SEED, frames=FRAMES, size=c.size).video
-        video_io.write_video(clip, drawn, c.fps, crf=8)
+        write_video(clip, drawn, c.fps, crf=8)
     bar = progress or (lambda label: lambda done, total: None)
     tokens = encode_file(
         tokenizer, clip, fps=fps, fit=fit, progress=bar("encode"), on_problem=on_problem
@@ -82,7 +84,7 @@ def run_demo(
     picked = _side_by_side(
         clip, tokens, list(files.values()), labels, both, audio, bar("side by side"), on_problem
     )
-    video_io.write_png(out / "strip.png", _strip(picked, labels, tokens.fps))
+    write_png(out / "strip.png", _strip(picked, labels, tokens.fps))
     _plot(rows, out / "rate_quality.png")
     facts = {
         "clip": str(clip), "tokenizer": c.name, "fingerprint": tokenizer.fingerprint,
@@ -146,7 +148,7 @@ def _side_by_side(
         readers = [stack.enter_context(closing(read_frames(v))) for v in videos]
         real = map(show, stack.enter_context(closing(_source(clip, tokens))))
         sound = clip if audio else None
-        writer = video_io.VideoWriter(out, tokens.fps, audio_from=sound, on_problem=on_problem)
+        writer = VideoWriter(out, tokens.fps, audio_from=sound, on_problem=on_problem)
         stack.enter_context(writer)
         for i, frames in enumerate(zip(real, *readers, strict=True)):
             tiles = [frame[:h, :w] for frame in frames]  # odd sides have grown by one in the mp4

@@ -1,7 +1,7 @@
 """Clips as files, with memory bounded by the chunk: file -> tokens and tokens -> file.
 
-encode: video_io.read_frames -> Tokenizer.encode_chunks
-decode: Tokenizer.decode_chunks -> the real picture without bars -> video_io.VideoWriter
+encode: video_in.read_frames -> Tokenizer.encode_chunks
+decode: Tokenizer.decode_chunks -> the real picture without bars -> video_out.VideoWriter
 """
 
 from __future__ import annotations
@@ -15,20 +15,11 @@ import torch
 from torch import Tensor
 
 from .errors import VftError
+from .frames import PathLike, Report, fit_frame, to_frames, to_tensor, unfit_box
 from .tokenizer import Tokenizer
 from .tokens import Tokens
-from .video_io import (
-    PathLike,
-    Report,
-    VideoWriter,
-    fit_frame,
-    probe,
-    read_frames,
-    read_image,
-    to_frames,
-    to_tensor,
-    unfit_box,
-)
+from .video_in import probe, read_frames, read_image
+from .video_out import VideoWriter
 
 Progress = Callable[[int, int | None], None]
 """(done, total); a total that is not known is None, one that is estimated may change."""
@@ -56,7 +47,7 @@ def encode_file(
     """A video, animated image or still -> Tokens with ids `[1,t,k]`, one chunk in memory at a time.
 
     `budget` k defaults to all registers, `fps` to the tokenizer's own rate; `fit` as in
-    `video_io.fit_frame`. `progress(done, total)` counts chunks, its total is an estimate until the
+    `frames.fit_frame`. `progress(done, total)` counts chunks, its total is an estimate until the
     end. `on_problem(message)` is told of damage that was skipped. The same ids as
     `tokenizer.encode(read_video(...))`. Raises VftError for a bad budget, VideoError for a clip
     that cannot be read.

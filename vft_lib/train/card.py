@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import video_io, world
+from .. import world
 from ..checkpoint import load_tokenizer
 from ..metrics import psnr, ssim
 from ..tokenizer import Tokenizer
+from ..video_in import read_frames
 from .data import HELD_OUT_SEEDS, SUFFIXES, RealClips, to_video
 from .plots import save_strip
 from .probe import probe
@@ -41,7 +42,7 @@ def held_out_real(tokenizer: Tokenizer, real: RealClips, folder: Path | None, co
     windows = list(real.split()[1].windows(c.chunk_frames, c.size))
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder else []
     for path in files:
-        frames = list(video_io.read_frames(path, fps=c.fps, size=(c.size, c.size)))
+        frames = list(read_frames(path, fps=c.fps, size=(c.size, c.size)))
         for start in range(0, len(frames) - c.chunk_frames + 1, c.chunk_frames):
             windows.append(np.stack(frames[start : start + c.chunk_frames]))
     return to_video(windows[:count])

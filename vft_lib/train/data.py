@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import video_io, world
+from .. import world
 from ..errors import VftError
+from ..video_in import read_frames
 
 REAL_PACKAGE = "comfyui_workflow_templates_media_video"
 MARGIN = 1.25  # real frames are kept a little larger than the model's size, to crop from
@@ -45,7 +46,7 @@ class RealClips:
             files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
             found = {}
             for path in tqdm(files, desc="decoding real clips"):
-                frames = list(video_io.read_frames(path, size=(side, side), max_frames=160))
+                frames = list(read_frames(path, size=(side, side), max_frames=160))
                 if len(frames) >= 5:
                     found[path.stem] = np.stack(frames)
             if not found:

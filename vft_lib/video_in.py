@@ -1,10 +1,9 @@
-"""Clips in and out, one frame at a time.
+"""Clips in, one frame at a time.
 
-A frame is a numpy array, uint8 RGB `[H, W, 3]`. Videos go through PyAV; stills and animated
-GIF, WebP and PNG go through Pillow, which knows their frame durations. Either way a source is a
-stream of `_Shot`s, which `read_frames` samples by time; only a few frames are held at once.
-Transparency is composited over black; rotation, mirroring and non-square pixels are undone. Not
-done: HDR tone mapping, deinterlacing, the alpha of VP8/VP9 WebM.
+Videos go through PyAV; stills and animated GIF, WebP and PNG go through Pillow, which knows their
+frame durations. Either way a source is a stream of `_Shot`s, which `read_frames` samples by time;
+only a few frames are held at once. Transparency is composited over black; rotation, mirroring and
+non-square pixels are undone. Not done: HDR tone mapping, deinterlacing, the alpha of VP8/VP9 WebM.
 """
 
 from __future__ import annotations
@@ -13,14 +12,12 @@ import math
 import os
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -28,25 +25,13 @@ from av.error import FFmpegError
 from av.video.reformatter import Colorspace
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from .errors import VftError
-
-if TYPE_CHECKING:
-    import torch
-
-FITS = ("crop", "pad", "stretch")
-PathLike = str | os.PathLike[str]
-Report = Callable[[str], None]
+from .frames import PathLike, Report, VideoError, fit_frame, fit_size
 
 _STILLS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow also claims raw MPEG
 _ANIMATED = ("GIF", "WEBP", "PNG")
 _TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg renders any .txt as a "video"
-_COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # players take these in mp4
 _EARLY = 1.001e-3  # s; a frame counts as shown this much early: Matroska and FLV round to 1 ms
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
-
-
-class VideoError(VftError):
-    """A clip cannot be read or written; one line with the reason and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -78,66 +63,12 @@ class _Shot:
     picture: Callable[[], np.ndarray]  # -> upright uint8 [H, W, 3]
 
 
-# --- geometry ---------------------------------------------------------------------------------
-
-
-def fit_size(src_size: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[int, int]:
-    """The (h, w) a picture of `src_size` (H, W) is resized to before it is cropped or padded."""
-    (src_h, src_w), (h, w) = src_size, size
-    if fit not in FITS:
-        raise VideoError(f"Got fit={fit!r}; choose one of {', '.join(FITS)}.")
-    if min(src_h, src_w, h, w) < 1:
-        raise VideoError(f"Got sizes {src_size} and {size}; both need at least 1 pixel a side.")
-    if fit == "stretch":
-        return h, w
-    scale = (max if fit == "crop" else min)(h / src_h, w / src_w)
-    return max(1, round(src_h * scale)), max(1, round(src_w * scale))
-
-
-def unfit_box(
-    src_size: tuple[int, int], size: tuple[int, int], fit: str
-) -> tuple[int, int, int, int]:
-    """Where the real picture lies in a fitted frame: `frame[top:bottom, left:right]`.
-
-    Returns (top, left, bottom, right): the inside of the bars for "pad", else the whole frame.
-    """
-    h, w = fit_size(src_size, size, fit)
-    if fit != "pad":
-        return 0, 0, size[0], size[1]
-    top, left = (size[0] - h) // 2, (size[1] - w) // 2
-    return top, left, top + h, left + w
-
-
-def fit_frame(frame: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
-    """Bring uint8 `[H, W, 3]` to uint8 `[h, w, 3]`; bicubic, antialiased.
-
-    "crop": the short side fits, the centre is kept. "pad": the long side fits, black bars.
-    "stretch": direct. Returns `frame` itself where nothing changes.
-    """
-    _check_frame(frame)
-    h, w = size
-    rh, rw = fit_size(frame.shape[:2], size, fit)
-    if frame.shape[:2] == (rh, rw) == (h, w):
-        return frame
-    resized = np.array(Image.fromarray(frame).resize((rw, rh), Image.Resampling.BICUBIC))
-    if fit != "pad":
-        top, left = (rh - h) // 2, (rw - w) // 2
-        return resized[top : top + h, left : left + w].copy()
-    out = np.zeros((h, w, 3), np.uint8)
-    top, left, bottom, right = unfit_box(frame.shape[:2], size, fit)
-    out[top:bottom, left:right] = resized
-    return out
-
-
-# --- reading ----------------------------------------------------------------------------------
-
-
 def probe(path: PathLike) -> VideoInfo:
     """Read a clip's facts (decodes one frame; all frames of an animated image).
 
     Raises `VideoError` as `read_frames` does.
     """
-    file = _check_source(path)
+    file = check_source(path)
     image = _open_image(file)
     if image is not None:
         alpha = _has_alpha(image)  # of the first frame
@@ -150,7 +81,7 @@ def probe(path: PathLike) -> VideoInfo:
         h, w = first.picture().shape[:2]
         fps = len(ends) / ends[-1] if ends[-1] else 1.0
         return VideoInfo(w, h, fps, len(ends), ends[-1] or None, turn, False, alpha)
-    with _open_av(file) as container:
+    with open_av(file) as container:
         stream = _video_stream(container, file)
         frame = next(_av_frames(container, stream), None)
         if frame is None:
@@ -203,7 +134,7 @@ def read_frames(
     if not 0 <= start < math.inf:
         raise VideoError(f"Got start={start}; give seconds from 0 up.")
     fit_size((1, 1), size or (1, 1), fit)
-    file, told = _check_source(path), set[str]()
+    file, told = check_source(path), set[str]()
 
     def report(message: str) -> None:
         if on_problem is not None and message not in told:
@@ -258,7 +189,7 @@ def _sample(
             yield from [waiting] * (total - (count - 1))
 
 
-def _check_source(path: PathLike) -> Path:
+def check_source(path: PathLike) -> Path:
     file = Path(path)
     if file.is_dir():
         raise VideoError(f"{file} is a folder; give one video or image file.")
@@ -285,7 +216,7 @@ def _rate(stream: Any) -> float:
 # PyAV
 
 
-def _open_av(file: Path) -> av.container.InputContainer:
+def open_av(file: Path) -> av.container.InputContainer:
     # A playlist may name other files and addresses; only local ones are opened. "replace": tags
     # in a legacy encoding must not make a clip unreadable.
     options = {"protocol_whitelist": "file"}
@@ -344,7 +275,7 @@ def _seconds(frame: av.VideoFrame) -> float | None:
 def _av_shots(
     file: Path, start: float, report: Report, seek: bool = True
 ) -> Generator[_Shot, None, None]:
-    with _open_av(file) as container:
+    with open_av(file) as container:
         stream = _video_stream(container, file)
         period = 1 / _rate(stream)
         frames = _av_frames(container, stream, report)
@@ -486,245 +417,3 @@ def read_image(
 ) -> np.ndarray:
     """A still (or the first frame of a clip) as uint8 `[H, W, 3]`. Raises `VideoError`."""
     return next(read_frames(path, size=size, fit=fit, max_frames=1))
-
-
-# --- writing ----------------------------------------------------------------------------------
-
-
-def _temp_name(file: Path, suffix: str) -> Path:
-    if file.is_dir() or not file.parent.is_dir():
-        raise VideoError(f"{file} cannot be written: give a file name in an existing folder.")
-    return file.with_name(f".{file.name}.{os.getpid()}.tmp{suffix}")
-
-
-def _check_frame(frame: np.ndarray) -> None:
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-        raise VideoError(f"Got a frame of {frame.dtype} {list(frame.shape)}; give uint8 [H, W, 3].")
-
-
-class VideoWriter:
-    """Write an mp4 (H.264, yuv420p, BT.709; MPEG-4 part 2 where libx264 is missing).
-
-    A context manager. The file appears under its name on a clean exit only: after an error
-    nothing new is left and an existing file stays as it was. `fps` in frames per second, `crf`
-    from 0 (best) to 51. `audio_from`: the first sound track of that file, from `audio_start`
-    seconds to the end of the video (give or take a packet, about 20 ms), copied where mp4 players
-    take it, else as AAC. A source without sound is fine; sound that cannot be used is told to
-    `on_problem` and left out. Raises `VideoError`.
-    """
-
-    def __init__(
-        self,
-        path: PathLike,
-        fps: float | Fraction,
-        *,
-        audio_from: PathLike | None = None,
-        audio_start: float = 0.0,
-        crf: int = 18,
-        on_problem: Report | None = None,
-    ) -> None:
-        self.path = Path(path)
-        if self.path.suffix.lower() not in (".mp4", ".m4v"):
-            raise VideoError(f"{self.path} cannot be written: name the video *.mp4.")
-        if not 0.01 <= fps <= 1000 or not 0 <= crf <= 51:
-            raise VideoError(f"Got fps={fps}, crf={crf}; give fps in 0.01..1000, crf in 0..51.")
-        self.rate = Fraction(fps if isinstance(fps, Fraction) else float(fps)).limit_denominator(
-            1001
-        )
-        self.frames = 0  # written so far
-        self._crf, self._temp = crf, _temp_name(self.path, ".mp4")
-        self._audio_from = None if audio_from is None else _check_source(audio_from)
-        self._audio_start, self._report = audio_start, on_problem or (lambda message: None)
-        self._out: av.container.OutputContainer | None = None
-        self._sound: Generator[tuple[float, Any], None, None] | None = None
-        self._packet: tuple[float, Any] | None = None  # (seconds, the next sound packet)
-
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def write(self, frame: np.ndarray) -> None:
-        """Append uint8 `[H, W, 3]`; the first sets the size, odd sides grow by a repeated edge."""
-        _check_frame(frame)
-        if self._out is None:
-            self._size = frame.shape
-            self._open()
-        if frame.shape != self._size:
-            raise VideoError(f"Got {frame.shape} after {self._size}; use fit_frame for one size.")
-        edge = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
-        even = np.ascontiguousarray(np.pad(frame, edge, mode="edge"))
-        picture = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace="ITU709", src_color_range=2, dst_color_range=1
-        )
-        picture.pts, picture.time_base = self.frames, 1 / self.rate
-        self.frames += 1
-        self._mux(picture)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            if kind is None:
-                if self._out is None:
-                    raise VideoError(f"No frame was written to {self.path}; write at least one.")
-                self._mux(None)
-                with _as_video_error(self.path):
-                    self._out.close()
-                    os.replace(self._temp, self.path)
-        finally:
-            if self._sound is not None:
-                self._sound.close()
-            try:
-                if self._out is not None:
-                    self._out.close()
-            except (FFmpegError, OSError):
-                pass  # what went wrong first tells more
-            self._temp.unlink(missing_ok=True)
-
-    def _open(self) -> None:
-        with _as_video_error(self.path):
-            h, w = (side + side % 2 for side in self._size[:2])
-            self._out = av.open(self._temp, "w", "mp4", options={"movflags": "+faststart"})
-            if "libx264" in av.codecs_available:
-                self._video: Any = self._out.add_stream("libx264", rate=self.rate)
-                self._video.options = {"crf": str(self._crf)}
-            else:
-                self._video = self._out.add_stream("mpeg4", rate=self.rate)
-                self._video.bit_rate = max(400_000, int(w * h * self.rate) // 4)
-            self._video.width, self._video.height, self._video.pix_fmt = w, h, "yuv420p"
-            context = self._video.codec_context
-            context.time_base, context.color_range = 1 / self.rate, 1
-            context.thread_count = 1  # several encoder threads: not the same bytes every time
-            context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-        if self._audio_from is not None:
-            # The streams of an mp4 are fixed before its first packet.
-            self._sound = _sound(self._audio_from, self._out, self._audio_start)
-            self._next_sound()
-
-    def _next_sound(self) -> None:
-        try:
-            self._packet = next(self._sound, None) if self._sound else None
-        except (FFmpegError, ValueError) as error:
-            self._packet = None
-            self._report(f"The sound of {self._audio_from} ends early or is left out ({error}).")
-
-    def _mux(self, picture: av.VideoFrame | None) -> None:
-        """Encode one picture (None: the end), and bring the sound as far as the video."""
-        assert self._out is not None
-        with _as_video_error(self.path):
-            self._out.mux(self._video.encode(picture))
-            while self._packet is not None and self._packet[0] < self.frames / self.rate:
-                self._out.mux(self._packet[1])
-                self._next_sound()
-
-
-@contextmanager
-def _as_video_error(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FFmpegError, OSError) as error:
-        reason = error.strerror or error
-        raise VideoError(
-            f"{file} cannot be written ({reason}); check the folder, the space, the frame size."
-        ) from error
-
-
-def _sound(
-    file: Path, out: av.container.OutputContainer, start: float
-) -> Generator[tuple[float, Any], None, None]:
-    """Add a sound stream to `out`, then yield (seconds, packet) from `start` of `file` on."""
-    with _open_av(file) as source:
-        if not source.streams.audio:
-            return
-        track: Any = source.streams.audio[0]
-        clock: Any = source.streams.video[0] if source.streams.video else track
-        zero = start + float((clock.start_time or 0) * (clock.time_base or 0))
-        if start > 1:
-            source.seek(int(zero * av.time_base))
-        if track.codec_context.name.removesuffix("float") in _COPIED_AUDIO:
-            container: Any = out
-            if hasattr(container, "add_stream_from_template"):
-                copy = container.add_stream_from_template(track)
-            else:  # PyAV < 14
-                copy = container.add_stream(template=track)
-            shift, latest = round(zero / track.time_base), -1
-            for packet in source.demux(track):
-                if packet.pts is None or packet.dts is None or packet.pts < shift:
-                    continue
-                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
-                if packet.dts > latest:  # the container refuses a clock that stands or runs back
-                    latest = packet.dts
-                    yield float(packet.pts * track.time_base), packet
-            return
-        rate = min(48000, track.codec_context.sample_rate)
-        layout = "mono" if track.codec_context.channels == 1 else "stereo"
-        aac: Any = out.add_stream("aac", rate=rate, layout=layout)
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-        at = None  # in samples
-        for frame in source.decode(track):
-            time = (frame.time or 0.0) - zero
-            if time < -1e-3:
-                continue
-            at = round(time * rate) if at is None else at
-            for piece in resampler.resample(frame):
-                piece.pts, piece.time_base = at, Fraction(1, rate)
-                at += piece.samples
-                for packet in aac.encode(piece):
-                    yield float(packet.pts * packet.time_base), packet
-        for packet in aac.encode(None):
-            yield float(packet.pts * packet.time_base), packet
-
-
-def write_video(
-    path: PathLike, frames: Iterable[np.ndarray], fps: float | Fraction, **options: Any
-) -> int:
-    """Write all frames; `options` are `VideoWriter`'s. Returns how many were written."""
-    with VideoWriter(path, fps, **options) as writer:
-        for frame in frames:
-            writer.write(frame)
-    return writer.frames
-
-
-def write_png(path: PathLike, array: np.ndarray) -> None:
-    """Write uint8 `[H, W]`, `[H, W, 3]` or `[H, W, 4]` as a PNG, complete or not at all."""
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or array.shape[2:] not in ((), (3,), (4,))
-    ):
-        raise VideoError(f"Got {array.dtype} {list(array.shape)}; give uint8 [H, W] or [H, W, 3].")
-    file = Path(path)
-    temp = _temp_name(file, ".png")
-    try:
-        with _as_video_error(file):
-            Image.fromarray(array).save(temp, format="PNG")
-            os.replace(temp, file)
-    finally:
-        temp.unlink(missing_ok=True)
-
-
-# --- tensors ----------------------------------------------------------------------------------
-
-
-def to_tensor(frames: Iterable[np.ndarray]) -> torch.Tensor:
-    """Frames of one size, uint8 `[H, W, 3]`, as float32 `[3, T, H, W]` in [-1, 1]."""
-    import torch
-
-    clip = list(frames)
-    if not clip or any(frame.shape != clip[0].shape for frame in clip):
-        raise VideoError(f"Got {len(clip)} frames; give one or more, all of one size.")
-    for frame in clip[:1]:
-        _check_frame(frame)
-    video = torch.from_numpy(np.stack(clip)).permute(3, 0, 1, 2)  # (3, T, H, W)
-    return video.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
-
-
-def to_frames(video: torch.Tensor) -> Iterator[np.ndarray]:
-    """`[3, T, H, W]` in [-1, 1], any float dtype, as uint8 `[H, W, 3]`; clamps, then rounds."""
-    if video.ndim != 4 or video.shape[0] != 3 or not video.is_floating_point():
-        raise VideoError(f"Got {video.dtype} {list(video.shape)}; give float [3, T, H, W].")
-    for frame in video.unbind(1):
-        pixels = frame.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
-        yield pixels.byte().permute(1, 2, 0).contiguous().cpu().numpy()
