@@ -26,19 +26,21 @@ from .plots import save_strip
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """`clips`: how many clips are rendered and encoded once, to train on. `timestep_mean` and
-    `timestep_std`: of the logit-normal timesteps (Esser et al. 2024, arXiv 2403.03206); a mean
-    above 0 favours noisy steps, where the tokens decide the most. `null_share`: clips trained
-    without tokens, for guidance. `prefix_share`: clips whose first latent frame is given."""
+    """`clips`: how many clips are rendered and encoded once, to train on. Timesteps are logit-normal
+    (Esser et al. 2024, arXiv 2403.03206) with standard deviation `timestep_std` and a mean that
+    moves from the first of `timestep_means` to the second: near t = 1 only the tokens tell the
+    decoder anything, so there the encoder learns what to say; later the decoder learns the rest.
+    `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose first
+    latent frame is given."""
 
     config: TokenizerConfig
     schedule: Schedule
     clips: int = 16_384
     real_share: float = 0.35
-    timestep_mean: float = 0.5
+    timestep_means: tuple[float, float] = (2.5, 0.5)
     timestep_std: float = 1.0
     null_share: float = 0.1
-    prefix_share: float = 0.4
+    prefix_share: float = 0.25
 
 
 @torch.inference_mode()
@@ -92,8 +94,10 @@ class TokenizerTask(Task):
         index = torch.randint(len(self.latents), (b,), generator=generator)
         clean = self.latents[index].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
+        begin, end = r.timestep_means
+        mean = begin + (end - begin) * min(1.0, step / r.schedule.steps)
         timestep = torch.sigmoid(
-            r.timestep_mean + r.timestep_std * torch.randn(b, generator=generator)
+            mean + r.timestep_std * torch.randn(b, generator=generator)
         ).to(device)
         keep = _budgets(c.registers, b, generator).to(device)
         null = (torch.rand(b, generator=generator) < r.null_share).to(device)
@@ -134,15 +138,24 @@ class TokenizerTask(Task):
 
 
 def _budgets(registers: int, batch: int, generator: torch.Generator) -> Tensor:
-    """Budgets `[B]`: powers of two up to `registers`, each as likely."""
+    """Budgets `[B]`: powers of two k up to `registers`, drawn in proportion to sqrt(k): late tokens
+    are rarely kept, so they learn slowest."""
     powers = torch.tensor([k for k in (1 << i for i in range(20)) if k <= registers])
-    return powers[torch.randint(len(powers), (batch,), generator=generator)]
+    drawn = torch.multinomial(powers.float().sqrt(), batch, replacement=True, generator=generator)
+    return powers[drawn]
 
 
 @torch.no_grad()
 def _initialize(task: TokenizerTask) -> None:
     """Modulation and head start at zero (DiT, arXiv 2212.09748), but with open gates: at zero
     gates a short run spends its first hundreds of steps opening them."""
+    # Positions, registers and stand-ins start about as large as what they are added to. At the usual
+    # 0.02 neither network can tell its registers apart for hundreds of steps.
+    for name, p in task.named_parameters():
+        if name.endswith("posemb.table"):
+            nn.init.normal_(p, std=0.5)
+        if name.endswith(("registers", "_mask", "null")):
+            nn.init.normal_(p, std=1.0)
     for name, p in task.named_parameters():
         if "modulation" in name or name.startswith("decoder.head."):
             nn.init.zeros_(p)
