@@ -18,6 +18,7 @@ from .tokenizer import Tokenizer
 from .vae import VideoAutoencoder
 
 FORMAT = "1"
+CHECKED_BYTES = 1 << 28  # hashing a file up to 256 MiB takes less than a second
 DEFAULT = Path(__file__).resolve().parent.parent / "weights" / "default.safetensors"
 PACKAGED = Path(__file__).resolve().parent / "weights" / "default.safetensors"
 
@@ -100,7 +101,7 @@ def load_tokenizer(
             config = TokenizerConfig.from_json(header.get("config", "null"))
             with torch.device("meta"):
                 tokenizer = Tokenizer(config, str(meta.get("fingerprint")))
-            weights = {k: f.get_tensor(k).to(device, dtype) for k in f.keys()}  # noqa: SIM118
+            weights = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
     except ConfigError as e:
         raise CheckpointError(f"{path}: {e}") from None
     except CheckpointError:
@@ -117,5 +118,11 @@ def load_tokenizer(
             raise CheckpointError(
                 f"{path}: {key!r} is {list(w.shape)}, its config says {list(wanted[key].shape)}"
             )
+    if (
+        path.stat().st_size < CHECKED_BYTES
+        and fingerprint(config, weights) != tokenizer.fingerprint
+    ):
+        raise CheckpointError(f"{path} is damaged: its weights do not match its fingerprint")
+    weights = {k: w.to(device, dtype) for k, w in weights.items()}
     tokenizer.load_state_dict(weights, strict=True, assign=True)
     return tokenizer.eval().requires_grad_(False)

@@ -120,7 +120,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 
     from ..checkpoint import load_vae, save_tokenizer
     from ..tokenizer import Tokenizer
-    from .loop import train
+    from .loop import join_group, train
     from .tokenizer import TokenizerTask, encode_dataset
 
     preset, real = _setup(args)
@@ -131,7 +131,12 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     if not source.exists():
         raise VftError(f"{source} does not exist; run `vft train vae --out {args.out}` first")
     vae = load_vae(source, recipe.config.vae).to(device)
+    rank, world = join_group(device)
+    if rank > 0:
+        torch.distributed.barrier()  # until the first process has written the latents
     latents = encode_dataset(recipe, vae, real, args.out / "latents.f16", device)
+    if rank == 0 and world > 1:
+        torch.distributed.barrier()
     torch.manual_seed(recipe.schedule.seed)
     task = TokenizerTask(recipe, vae, latents)
     weights = train(

@@ -14,15 +14,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ..atomic import replacing, write_bytes
 from ..errors import CheckpointError, VftError
 
 
@@ -129,7 +130,7 @@ def optimizers(task: Task, schedule: Schedule) -> list[torch.optim.Optimizer]:
 
 def train(
     task: Task, schedule: Schedule, out: Path, *, device: torch.device, every: float = 120.0,
-    note: dict[str, Any] | None = None, stop_after: int | None = None,
+    stop_after: int | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Run `schedule` to its end and return the EMA weights.
@@ -140,9 +141,8 @@ def train(
     `dtype` is autocast's (float32: none). `stop_after` ends the call early, as a kill would,
     after that many steps of this call.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    rank, world = join_group(device)
+    recipe = repr((getattr(task, "recipe", None), schedule))
     out.mkdir(parents=True, exist_ok=True)
     module = task.to(device).train()
     opts = optimizers(task, schedule)
@@ -150,11 +150,11 @@ def train(
     spent, first = 0.0, 0
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
-        first, spent = _load(checkpoint, module, ema, opts, schedule)
+        first, spent = _load(checkpoint, module, ema, opts, recipe)
     forward: Callable[..., dict[str, Tensor]] = module
     if world > 1:
         forward = DistributedDataParallel(module, find_unused_parameters=True)
-    log = (out / "log.jsonl").open("a", encoding="utf-8") if rank == 0 else None
+    log = _open_log(out / "log.jsonl", first) if rank == 0 else None
     began = saved = sampled = time.monotonic()
     bar = tqdm(
         range(first, schedule.steps),
@@ -186,9 +186,9 @@ def train(
             bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
         stopping = stop_after is not None and step + 1 - first >= stop_after
         if rank == 0 and (last or stopping or now - saved > every):
-            _save(checkpoint, module, ema, opts, schedule, step + 1, spent + now - began, note)
+            _save(checkpoint, module, ema, opts, recipe, step + 1, spent + now - began)
             saved = now
-        if rank == 0 and (last or now - sampled > 5 * every):
+        if rank == 0 and (last or now - sampled > max(60.0, 5 * every)):
             task.samples(out, step + 1)
             module.train()
             sampled = time.monotonic()
@@ -199,34 +199,52 @@ def train(
     return ema.weights
 
 
+def join_group(device: torch.device) -> tuple[int, int]:
+    """(rank, world size); under torchrun, joins the process group on the first call."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return rank, world
+
+
+def _open_log(path: Path, first: int) -> IO[str]:
+    """The log, open to append, without rows that the killed run wrote after its checkpoint."""
+    if path.exists():
+        rows = [row for row in path.read_text(encoding="utf-8").splitlines() if row.endswith("}")]
+        kept = [row for row in rows if json.loads(row)["step"] < first]
+        write_bytes(path, "".join(f"{row}\n" for row in kept).encode())
+    return path.open("a", encoding="utf-8")
+
+
 def _save(
     path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer],
-    schedule: Schedule, step: int, seconds: float, note: dict[str, Any] | None,
+    recipe: str, step: int, seconds: float,
 ) -> None:  # fmt: skip
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.weights.items()}
     for i, opt in enumerate(opts):
         for p, state in opt.state_dict()["state"].items():
             tensors |= {f"opt.{i}.{p}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-    meta = {"step": step, "seconds": seconds, "schedule": repr(schedule), "note": note or {}}
-    tmp = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-        tmp,
-        {"train": json.dumps(meta)},
-    )
-    os.replace(tmp, path)
+    meta = {"step": step, "seconds": seconds, "recipe": recipe}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with replacing(path) as tmp:
+        save_file(tensors, tmp, {"train": json.dumps(meta)})
 
 
 def _load(
-    path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer], schedule: Schedule
+    path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer], recipe: str
 ) -> tuple[int, float]:
-    with safe_open(path, "pt") as f:
-        meta = json.loads(f.metadata()["train"])
-        tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
-    if meta["schedule"] != repr(schedule):
+    try:
+        with safe_open(path, "pt") as f:
+            meta = json.loads(f.metadata()["train"])
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(
-            f"{path} belongs to another recipe ({meta['schedule']}); choose another --out or "
+            f"{path} is not a training checkpoint ({e}); delete it to start again"
+        ) from None
+    if meta.get("recipe") != recipe:
+        raise CheckpointError(
+            f"{path} belongs to another recipe ({meta.get('recipe')}); choose another --out or "
             "delete it to start again"
         )
     module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})

@@ -26,12 +26,12 @@ from .plots import save_strip
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """`clips`: how many clips are rendered and encoded once, to train on. Timesteps are logit-normal
-    (Esser et al. 2024, arXiv 2403.03206) with standard deviation `timestep_std` and a mean that
-    moves from the first of `timestep_means` to the second: near t = 1 only the tokens tell the
-    decoder anything, so there the encoder learns what to say; later the decoder learns the rest.
-    `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose first
-    latent frame is given."""
+    """`clips`: how many clips are rendered and encoded once, to train on. Timesteps are
+    logit-normal (Esser et al. 2024, arXiv 2403.03206) with standard deviation `timestep_std` and a
+    mean that moves from the first of `timestep_means` to the second: near t = 1 only the tokens
+    tell the decoder anything, so there the encoder learns what to say; later the decoder learns
+    the rest. `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose
+    first latent frame is given."""
 
     config: TokenizerConfig
     schedule: Schedule
@@ -96,9 +96,9 @@ class TokenizerTask(Task):
         noise = torch.randn(clean.shape, generator=generator).to(device)
         begin, end = r.timestep_means
         mean = begin + (end - begin) * min(1.0, step / r.schedule.steps)
-        timestep = torch.sigmoid(
-            mean + r.timestep_std * torch.randn(b, generator=generator)
-        ).to(device)
+        timestep = torch.sigmoid(mean + r.timestep_std * torch.randn(b, generator=generator)).to(
+            device
+        )
         keep = _budgets(c.registers, b, generator).to(device)
         null = (torch.rand(b, generator=generator) < r.null_share).to(device)
         prefix = (torch.rand(b, generator=generator) < r.prefix_share).long().to(device)
@@ -149,11 +149,11 @@ def _budgets(registers: int, batch: int, generator: torch.Generator) -> Tensor:
 def _initialize(task: TokenizerTask) -> None:
     """Modulation and head start at zero (DiT, arXiv 2212.09748), but with open gates: at zero
     gates a short run spends its first hundreds of steps opening them."""
-    # Positions, registers and stand-ins start about as large as what they are added to. At the usual
-    # 0.02 neither network can tell its registers apart for hundreds of steps.
+    # Positions, registers and stand-ins start about as large as what they are added to. At the
+    # usual 0.02 neither network can tell its registers apart for hundreds of steps.
     for name, p in task.named_parameters():
-        if name.endswith("posemb.table"):
-            nn.init.normal_(p, std=0.5)
+        if name.endswith("posemb.table") and p.requires_grad:
+            nn.init.normal_(p, mean=float(p.mean().round()), std=0.5)  # products start around 1
         if name.endswith(("registers", "_mask", "null")):
             nn.init.normal_(p, std=1.0)
     for name, p in task.named_parameters():
