@@ -101,16 +101,17 @@ def write_card(name: str, out: Path, device: torch.device, args: argparse.Namesp
         for i in range(0, min(len(clips), 12), 4):
             strip += [clips[i], *(decoded[k][i] for k in decoded)]
         save_strip(out / f"strip-{title}.png", strip)
+    plot_quality(results, out / "quality.png")
+    print("\n".join(tables(results)), flush=True)
     n = args.probe_clips
     held = HELD_OUT_SEEDS.start + 1000
     results["probe"] = probe(tokenizer, range(held, held + n), range(held + n, held + n + n // 4))
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    plot_quality(results, out / "quality.png")
     plot_probe(results["probe"], out / "probe.png")
     logs = {p.parent.name: p for p in sorted(out.glob("*/log.jsonl"))}
     if logs:
         plot_loss(logs, out / "loss.png")
-    print("\n".join(tables(results)))
+    print("\n".join(tables({"probe": results["probe"]})))
 
 
 def tables(results: dict[str, Any]) -> Iterator[str]:
@@ -128,6 +129,8 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
                         f"| {r['budget']} | {r['tokens']} | {r['bytes']} | {r['psnr']} "
                         f"| {r['ssim']} | {r['seconds']} |"
                     )
+    if "probe" not in results:
+        return
     ks = list(results["probe"]["motion"])
     yield "\nlinear probe accuracy\n"
     yield "| | chance | " + " | ".join(f"k = {k}" for k in ks[1:]) + " |"

@@ -43,7 +43,7 @@ def _preset(
             (1, patch, patch), PosembConfig(grid), PosembConfig((5, registers)),
             mask=MaskConfig("full"),
         ),
-        sampling=SamplingDefaults(steps=25, guidance=1.0, apg=False),
+        sampling=SamplingDefaults(steps=10, guidance=1.0, apg=False),
     )  # fmt: skip
     return Preset(
         VAERecipe(vae, size, vae_schedule, crop=crop),

@@ -14,7 +14,7 @@ from .data import to_video
 LABELS = {"motion": world.MOTIONS, "color": tuple(world.COLORS), "shape": world.SHAPES}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: the probe is trained on these
 def labelled_ids(
     tokenizer: Tokenizer, seeds: range, batch: int = 16
 ) -> tuple[Tensor, dict[str, Tensor]]:
