@@ -27,6 +27,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .frames import PathLike, Report, VideoError, fit_frame, fit_size
 
+Matrix = tuple[int, int, int, int]
+
 _STILLS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow also claims raw MPEG
 _ANIMATED = ("GIF", "WEBP", "PNG")
 _TEXT_ART = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg renders any .txt as a "video"
@@ -91,8 +93,9 @@ def probe(path: PathLike) -> VideoInfo:
             duration = float(stream.duration * stream.time_base)
         elif container.duration:
             duration = container.duration / av.time_base
-        h, w = _upright(np.empty((frame.height, _square_width(frame, stream), 0)), frame).shape[:2]
-        a, b, _, _ = _display_matrix(frame)
+        a, b, _, _ = matrix = _display_matrix(frame)
+        stored = np.empty((frame.height, _square_width(frame, stream), 0))
+        h, w = _upright(stored, matrix).shape[:2]
         return VideoInfo(
             width=w,
             height=h,
@@ -283,6 +286,9 @@ def _av_shots(
         if frame is None:
             raise _no_picture(file)
         zero = _seconds(frame) or 0.0
+        # Once for the stream: PyAV ties a frame whose side data was read into a reference cycle,
+        # and at 1080p hundreds of megabytes pile up before the collector comes by.
+        matrix = _display_matrix(frame)
         if seek and start > 1.0:  # nearer ones are decoded through
             try:
                 container.seek(int((zero + start) / stream.time_base), stream=stream)
@@ -305,7 +311,9 @@ def _av_shots(
             duration = float(length * frame.time_base) if length and frame.time_base else period
             if frame.is_corrupt and time >= start:
                 report("damaged video data was concealed.")
-            yield _Shot(time, duration, partial(_picture, frame, _square_width(frame, stream)))
+            yield _Shot(
+                time, duration, partial(_picture, frame, _square_width(frame, stream), matrix)
+            )
             frame = next(frames, None)
         # A container's length may be that of somewhat longer sound.
         own, whole = stream.duration, (container.duration or 0) / av.time_base
@@ -313,7 +321,7 @@ def _av_shots(
             report(f"the picture ends at {time + duration:.2f} s, earlier than the file says.")
 
 
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+def _display_matrix(frame: av.VideoFrame) -> Matrix:
     """(a, b, c, d): a stored pixel (x, y) is shown at (a x + c y, b x + d y), y downwards."""
     data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
@@ -322,8 +330,8 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return a, b, c, d
 
 
-def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
-    a, b, c, d = _display_matrix(frame)
+def _upright(pixels: np.ndarray, matrix: Matrix) -> np.ndarray:
+    a, b, c, d = matrix
     if abs(b) > abs(a):
         pixels, a, d = pixels.swapaxes(0, 1), c, b
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
@@ -340,17 +348,17 @@ def _has_alpha(picture: Any) -> bool:
     return picture.format.has_palette or any(c.is_alpha for c in picture.format.components)
 
 
-def _picture(frame: av.VideoFrame, width: int) -> np.ndarray:
+def _picture(frame: av.VideoFrame, width: int, matrix: Matrix) -> np.ndarray:
     alpha, name = _has_alpha(frame), frame.format.name
-    matrix = {1: "ITU709", 9: "BT2020", 10: "BT2020"}.get(frame.colorspace, "ITU601")
+    space = {1: "ITU709", 9: "BT2020", 10: "BT2020"}.get(frame.colorspace, "ITU601")
     if frame.colorspace == 2 and max(frame.width, frame.height) >= 1280:  # untagged HD
-        matrix = "ITU709"
+        space = "ITU709"
     full = frame.color_range == 2 or name.startswith(("yuvj", "pal8")) or frame.format.is_rgb
     full = full or (frame.color_range == 0 and name.startswith(("gray", "ya")))
     try:
         pixels = frame.reformat(
             format="rgba" if alpha else "rgb24",
-            src_colorspace=matrix if hasattr(Colorspace, matrix) else "ITU709",
+            src_colorspace=space if hasattr(Colorspace, space) else "ITU709",
             dst_colorspace="FCC",  # unused for RGB; PyAV < 17 ignores the source's if they agree
             src_color_range=2 if full else 1,
             dst_color_range=2,
@@ -360,7 +368,7 @@ def _picture(frame: av.VideoFrame, width: int) -> np.ndarray:
     if alpha:
         pixels = ((pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255).astype("u1")
     pixels = fit_frame(pixels, (frame.height, width), "stretch")
-    return np.ascontiguousarray(_upright(pixels, frame))
+    return np.ascontiguousarray(_upright(pixels, matrix))
 
 
 # Pillow
