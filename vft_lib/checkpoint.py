@@ -123,6 +123,7 @@ def load_tokenizer(
         and fingerprint(config, weights) != tokenizer.fingerprint
     ):
         raise CheckpointError(f"{path} is damaged: its weights do not match its fingerprint")
-    weights = {k: w.to(device, dtype) for k, w in weights.items()}
+    # One tensor at a time: a large model is never held in two dtypes at once.
+    weights = {k: weights.pop(k).to(device, dtype) for k in list(weights)}
     tokenizer.load_state_dict(weights, strict=True, assign=True)
     return tokenizer.eval().requires_grad_(False)

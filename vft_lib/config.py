@@ -205,6 +205,12 @@ class TokenizerConfig:
         return 1 + (self.chunk_frames - 1) // 4
 
     @property
+    def budgets(self) -> list[int]:
+        """The budgets that are shown and measured: 1, 2, 4 … and K itself."""
+        powers = [1 << i for i in range(self.registers.bit_length())]
+        return [k for k in powers if k < self.registers] + [self.registers]
+
+    @property
     def stride(self) -> int:
         """New frames that each chunk after the first contributes."""
         return self.chunk_frames - self.overlap

@@ -46,7 +46,7 @@ def run_demo(
     as the model saw it, without bars, and `seconds` of decoding. Raises VftError.
     """
     c = tokenizer.config
-    budgets = sorted(set(budgets or default_budgets(c.registers)))
+    budgets = sorted(set(budgets or c.budgets))
     for k in budgets:
         tokenizer.check_budget(k)
     files = {k: out / f"k{k:0{max(2, len(str(c.registers)))}}.mp4" for k in budgets}
@@ -93,11 +93,6 @@ def run_demo(
     }  # fmt: skip
     write_bytes(out / "table.json", json.dumps(facts, indent=1).encode())
     return rows
-
-
-def default_budgets(registers: int) -> list[int]:
-    """1, 2, 4 ... and K itself."""
-    return [2**i for i in range(math.ceil(math.log2(registers)))] + [registers]
 
 
 def _source(clip: Path, tokens: Tokens) -> Generator[np.ndarray, None, None]:

@@ -48,11 +48,6 @@ def held_out_real(tokenizer: Tokenizer, real: RealClips, folder: Path | None, co
     return to_video(windows[:count])
 
 
-def budgets(tokenizer: Tokenizer) -> list[int]:
-    """1, 2, 4 … K."""
-    return [k for k in (1 << i for i in range(20)) if k <= tokenizer.config.registers]
-
-
 @torch.inference_mode()
 def by_budget(
     tokenizer: Tokenizer, clips: Tensor, steps: int, guidance: float, batch: int = 8
@@ -63,7 +58,7 @@ def by_budget(
     rows: list[dict[str, Any]] = []
     parts = clips.split(batch)
     tokens = [tokenizer.encode(p) for p in parts]
-    for k in tqdm(budgets(tokenizer), desc="budgets"):
+    for k in tqdm(tokenizer.config.budgets, desc="budgets"):
         began = time.perf_counter()
         cut = [t.truncate(k) for t in tokens]
         decoded[k] = torch.cat([tokenizer.decode(t, steps=steps, guidance=guidance) for t in cut])

@@ -71,9 +71,7 @@ def probe(tokenizer: Tokenizer, train: range, test: range) -> dict[str, dict[int
     for name, values in LABELS.items():
         y, y_test = labels[name], labels_test[name]
         table[name] = {0: float((y_test == y.mode().values).float().mean())}
-        k = 1
-        while k <= tokenizer.config.registers:
+        for k in tokenizer.config.budgets:
             x, x_test = (features(tokenizer, i[:, :, :k]) for i in (ids, ids_test))
             table[name][k] = linear_probe(x, y, x_test, y_test, len(values))
-            k *= 2
     return table
