@@ -48,6 +48,9 @@ def add_train_parser(subparsers: Any) -> None:
             p.add_argument(
                 "--stop-after", type=int, help="stop after this many steps, as a kill would"
             )
+            p.add_argument(
+                "--init", type=Path, help="begin from this tokenizer's weights, not from nothing"
+            ) if name == "tokenizer" else None
         else:
             p.add_argument("--tokenizer", default="default", help="default, or a file")
             p.add_argument("--clips", type=int, default=48, help="held-out clips of each kind")
@@ -118,7 +121,7 @@ def _train_vae(args: argparse.Namespace) -> int:
 def _train_tokenizer(args: argparse.Namespace) -> int:
     import torch
 
-    from ..checkpoint import load_vae, save_tokenizer
+    from ..checkpoint import load_tokenizer, load_vae, save_tokenizer
     from ..tokenizer import Tokenizer
     from .loop import join_group, train
     from .tokenizer import TokenizerTask, encode_dataset
@@ -139,6 +142,8 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
         torch.distributed.barrier()
     torch.manual_seed(recipe.schedule.seed)
     task = TokenizerTask(recipe, vae, latents)
+    if args.init is not None:
+        task.start_from(load_tokenizer(args.init))
     weights = train(
         task, recipe.schedule, args.out / "tokenizer", device=device,
         every=args.checkpoint_seconds, stop_after=args.stop_after,

@@ -57,8 +57,8 @@ PRESETS = {
         vae=VAEConfig(16, (1, 2, 4, 4), 1, 2, latent_channels=8), crop=32,
         dim=256, head_dim=64, encoder_depth=3, decoder_depth=6, kinds=1, patch=2,
         vae_schedule=Schedule(1800, 16, lr=1e-3, matrix_lr=4e-3, warmup=50, ema=0.998),
-        schedule=Schedule(1700, 24, lr=1e-3, matrix_lr=2e-3, warmup=60, ema=0.998),
-        clips=8_192,
+        schedule=Schedule(3600, 24, lr=1e-3, matrix_lr=2e-3, warmup=60, ema=0.998),
+        clips=16_384,
     ),
     "small": _preset(
         "vft-small", size=128, registers=64,

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .. import flow
 from ..config import TokenizerConfig
+from ..errors import VftError
 from ..tokenizer import Tokenizer
 from ..vae import VideoAutoencoder
 from .data import RealClips, training_clips
@@ -81,6 +82,21 @@ class TokenizerTask(Task):
         self.fsq = tokenizer.fsq
         self.frozen = (vae.eval().requires_grad_(False),)  # in a tuple: not a submodule
         _initialize(self)
+
+    def start_from(self, tokenizer: Tokenizer) -> None:
+        """Take the weights of a trained tokenizer; the autoencoder must be the same one."""
+        mine, other = self.recipe.config, tokenizer.config
+        frozen, given = self.frozen[0].state_dict(), tokenizer.vae.state_dict()
+        if (mine.encoder, mine.decoder, mine.fsq_levels) != (
+            other.encoder,
+            other.decoder,
+            other.fsq_levels,
+        ):
+            raise VftError(f"--init: {other.name} and {mine.name} are not built alike")
+        if any(not torch.equal(v.half(), given[k].half()) for k, v in frozen.items()):
+            raise VftError(f"--init: {other.name} has another autoencoder than this run")
+        self.encoder.load_state_dict(tokenizer.encoder.state_dict())
+        self.decoder.load_state_dict(tokenizer.decoder.state_dict())
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [
