@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .atomic import replacing
+from .catalog import locate
 from .config import TokenizerConfig, VAEConfig
 from .errors import CheckpointError, ConfigError
 from .tokenizer import Tokenizer
@@ -65,19 +66,18 @@ def load_vae(path: str | Path, config: VAEConfig) -> VideoAutoencoder:
 
 
 def resolve(name: str | Path) -> Path:
-    """The file that `name` means: `"default"`, or a path that must exist."""
+    """The file that `name` means: `"default"`, an existing path, or a downloaded model's name."""
     if str(name) == "default":
         return DEFAULT if DEFAULT.exists() else PACKAGED
-    if not Path(name).is_file():
-        raise CheckpointError(f"no tokenizer {str(name)!r}: neither 'default' nor an existing file")
-    return Path(name)
+    return Path(name) if Path(name).is_file() else locate(str(name))
 
 
 def load_tokenizer(
     name: str | Path = "default", *, device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tokenizer:  # fmt: skip
-    """A tokenizer ready to use: `"default"` (in the package, no download) or a path to a file.
+    """A tokenizer ready to use: `"default"` (in the package, no download), a path to a file, or a
+    catalogue name or hub id that `vft download` has fetched. Never downloads anything itself.
 
     `device` defaults to CUDA where there is one. `dtype` defaults to bfloat16 on CUDA and float32
     on the CPU. Raises CheckpointError, with one line, for anything but a sound file.

@@ -1,4 +1,4 @@
-"""The command line: `vft demo | encode | truncate | decode | info | train`.
+"""The command line: `vft demo | encode | truncate | decode | info | download | train`.
 
 Results go to stdout (one JSON object under `--json`), progress and notes to stderr. A problem the
 user can fix is one line on stderr and exit code 2; Ctrl-C is 130.
@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `func`."""
+    from .hub_cli import add_download_parser
     from .train.cli import add_train_parser
 
     parser = argparse.ArgumentParser(
@@ -102,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--guidance", type=_number, metavar="G", help="1: none")
         sub.add_argument("--seed", type=_seed, default=0, metavar="S")
         sub.add_argument("--no-audio", action="store_true")
+    add_download_parser(commands)
     add_train_parser(commands)
     return parser
 
@@ -294,11 +296,14 @@ class _Bars:
     def __init__(self) -> None:
         self._label, self._bar = "", tqdm(disable=True)
 
-    def __call__(self, label: str) -> Callable[[int, int | None], None]:
+    def __call__(self, label: str, unit: str = "it") -> Callable[[int, int | None], None]:
         def update(done: int, total: int | None) -> None:
             if label != self._label:
                 self.close()
-                self._label, self._bar = label, tqdm(desc=label, total=total, file=sys.stderr)
+                self._label = label
+                self._bar = tqdm(
+                    desc=label, total=total, file=sys.stderr, unit=unit, unit_scale=unit == "B"
+                )
             self._bar.total = total
             self._bar.update(done - self._bar.n)
 

@@ -1,0 +1,345 @@
+"""`vft download` against a hub on this machine: real connections, real faults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from fake_hub import COMMIT, FakeHub, FakeRepo, serve
+
+from vft_lib import cli, hub_files, load_tokenizer
+from vft_lib.catalog import Entry, catalog
+from vft_lib.errors import VftError
+from vft_lib.hub import SOURCES, download, fetch_sources, plan
+
+GOLDEN = Path(__file__).parent / "golden"
+NAME, REPO = "videoflextok_d18_d28", "EPFL-VILAB/videoflextok_d18_d28"
+ENTRY = catalog()[NAME]
+# Larger than the pieces that huggingface_hub writes at a time (10 MB), so that a part is kept.
+BULK = {"x": np.arange(6_000_000, dtype=np.float32)}
+WEIGHTS = safetensors.numpy.save(BULK)
+WITH_VAE = safetensors.numpy.save({"vae.x": np.zeros(2000, np.float32)})
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with one model of the catalogue; the models folder is `tmp_path / "models"`."""
+    monkeypatch.setenv("VFT_HOME", str(tmp_path / "models"))
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    with serve() as hub:
+        hub.repos[REPO] = FakeRepo({"config.json": b"{}", "model.safetensors": WEIGHTS})
+        yield hub
+
+
+def fetch(hub: FakeHub, folder: Path, entry: Entry = ENTRY, progress: Any = None) -> list[Path]:
+    return fetch_sources(plan(entry, hub.endpoint), folder, progress)
+
+
+def refused(hub: FakeHub, name: str = NAME, **options: Any) -> str:
+    """The one line of a download that must fail before anything large is fetched."""
+    with pytest.raises(VftError) as e:
+        download(name, **({"endpoint": hub.endpoint} | options))
+    message = str(e.value)
+    assert "\n" not in message
+    assert not hub.starts("model.safetensors")
+    return message
+
+
+# ---------------------------------------------------------------------- fetching
+
+
+def test_files_arrive_whole_and_once(hub: FakeHub, tmp_path: Path) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+
+    def progress(label: str) -> Any:
+        return lambda done, total: seen.update({label: (done, total)})
+
+    (folder,) = fetch(hub, tmp_path, progress=progress)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert (folder / "config.json").read_bytes() == b"{}"
+    assert {p.name for p in folder.iterdir()} == {"model.safetensors", "config.json"}
+    n = len(WEIGHTS)
+    assert seen["fetch model.safetensors"] == seen["verify model.safetensors"] == (n, n)
+    assert fetch(hub, tmp_path) == [folder]
+    assert hub.starts("model.safetensors") == [0], "what is there is not fetched again"
+    assert str(folder).endswith(COMMIT), "pinned to the commit that `main` was"
+
+
+def test_a_connection_that_breaks_is_taken_up_again(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repos[REPO].cuts = [len(WEIGHTS) // 2]
+    (folder,) = fetch(hub, tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    first, second = hub.starts("model.safetensors")
+    assert first == 0 < second < len(WEIGHTS)
+
+
+def test_a_cancelled_download_goes_on_where_it_stopped(hub: FakeHub, tmp_path: Path) -> None:
+    class CancelledError(Exception):
+        pass
+
+    def cancel(label: str) -> Any:
+        def update(done: int, total: int) -> None:
+            if label == "fetch model.safetensors":
+                raise CancelledError
+
+        return update
+
+    with pytest.raises(CancelledError):  # whatever the callback raises comes out as it is
+        fetch(hub, tmp_path, progress=cancel)
+    (part,) = tmp_path.rglob("*.part")
+    kept = part.stat().st_size
+    (folder,) = fetch(hub, tmp_path)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert hub.starts("model.safetensors") == [0, kept]
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("where", ["on the way", "in the part kept"])
+def test_damaged_bytes_are_thrown_away(hub: FakeHub, tmp_path: Path, where: str) -> None:
+    offer = plan(ENTRY, hub.endpoint)[0]
+    file = offer.files[1]
+    if where == "on the way":
+        hub.repos[REPO].damaged = True
+    else:
+        (tmp_path / f"{file.path}.part").write_bytes(b"not what it began with")
+    with pytest.raises(VftError, match=r"model.safetensors arrived damaged") as e:
+        hub_files.fetch(offer, file, tmp_path)
+    assert "run the same command again" in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+    hub.repos[REPO].damaged = False
+    assert hub_files.fetch(offer, file, tmp_path).read_bytes() == WEIGHTS
+
+
+def test_a_small_file_is_checked_too(hub: FakeHub, tmp_path: Path) -> None:
+    offer = plan(ENTRY, hub.endpoint)[0]
+    hub.repos[REPO].files["config.json"] = b"[]"
+    with pytest.raises(VftError, match=r"config.json arrived damaged"):
+        hub_files.fetch(offer, offer.files[0], tmp_path)
+    with pytest.raises(VftError, match=r"config.json arrived damaged"):
+        hub_files.read(offer, offer.files[0])
+
+
+def test_an_autoencoder_is_fetched_from_where_the_config_says(hub: FakeHub, tmp_path: Path) -> None:
+    repo = "StabilityLabs/SemanTok"
+    entry = catalog()["k600-semantok"]
+    config = json.dumps({"hub_vae": {"repo": REPO, "revision": COMMIT}}).encode()
+    hub.repos[repo] = FakeRepo(dict(zip(entry.files, (config, WEIGHTS))), licence="other")
+    notes: list[str] = []
+    offers = plan(entry, hub.endpoint, notes.append)
+    assert [o.entry.name for o in offers] == ["k600-semantok", NAME]
+    assert offers[0].licence == "Stability AI Community License", "the hub's tag says 'other'"
+    assert REPO in notes[0]
+    own, vae = fetch(hub, tmp_path, entry)
+    assert own.name == "k600-semantok"
+    assert (vae / "model.safetensors").read_bytes() == WEIGHTS
+    asked = len(hub.starts(f"{COMMIT}/model.safetensors"))
+    hub.repos[repo] = FakeRepo(dict(zip(entry.files, (config, WITH_VAE))), commit="ab" * 20)
+    assert len(fetch(hub, tmp_path, entry)) == 1, "its own file has an autoencoder"
+    assert len(hub.starts(f"{COMMIT}/model.safetensors")) == asked
+
+
+# ---------------------------------------------------------------------- refusals, in one line
+
+
+def test_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: FakeHub) -> None:
+    message = refused(hub, endpoint="http://127.0.0.1:9")  # nobody listens there
+    for part in (
+        "cannot be reached", f"`vft download {NAME}`", REPO, "revision main",
+        "config.json and model.safetensors", "about 10.5 GB", "licence apache-2.0",
+        f"`vft convert FOLDER {tmp_path / 'models' / NAME}.safetensors`",
+    ):  # fmt: skip
+        assert part in message
+
+
+def test_a_hub_that_is_down(hub: FakeHub) -> None:
+    hub.down = True
+    assert "the hub answered 503" in refused(hub)
+
+
+def test_a_connection_that_is_lost_for_good(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repos[REPO].cuts = [len(WEIGHTS) // 2] + [0] * 6
+    with pytest.raises(VftError) as e:
+        fetch(hub, tmp_path)
+    message = str(e.value)
+    assert "\n" not in message
+    assert "cannot be reached" in message
+    assert "it goes on from the 10.5 MB that are here" in message
+    assert "24 MB, licence apache-2.0" in message
+    assert next(tmp_path.rglob("*.part")).stat().st_size > 0
+
+
+def test_gated(hub: FakeHub) -> None:
+    hub.repos[REPO].gated = True
+    message = refused(hub)
+    assert f"{REPO} is gated: accept its terms" in message
+    assert "`hf auth login`" in message
+    assert "vft convert" in message
+
+
+def test_no_such_repository(hub: FakeHub) -> None:
+    assert "no repository org/none, or it is private" in refused(hub, "org/none")
+
+
+def test_no_such_revision(hub: FakeHub, tmp_path: Path) -> None:
+    entry = dataclasses.replace(ENTRY, revision="v2")
+    with (
+        pytest.raises(VftError, match="has no revision v2"),
+        hub_files.explained(entry, tmp_path / "x.safetensors"),
+    ):
+        plan(entry, hub.endpoint)
+
+
+def test_no_such_file(hub: FakeHub) -> None:
+    hub.repos[REPO].files = {"config.json": b"{}", "weights.bin": b"1"}
+    message = refused(hub)
+    assert "has no model.safetensors; it has config.json, weights.bin" in message
+
+
+def test_not_a_hub(hub: FakeHub) -> None:
+    hub.repos[REPO].commit = ""
+    assert "does not tell the commit" in refused(hub)
+
+
+def test_an_unknown_name(hub: FakeHub) -> None:
+    assert "no model 'nono' in the catalogue" in refused(hub, "nono")
+    assert hub.requests == []
+
+
+def test_no_space_left(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repos[REPO].sizes = {"model.safetensors": 10**18}
+    message = refused(hub)
+    assert "needs 2e+09 GB of free space" in message
+    assert "--to or VFT_HOME" in message
+
+
+@pytest.mark.parametrize("vae", ["x", {"repo": "../x"}, {"repo": REPO, "revision": "../x"}, {}])
+def test_a_config_that_points_elsewhere(hub: FakeHub, vae: Any) -> None:
+    hub.repos[REPO].files["config.json"] = json.dumps({"config": {"hub_vae": vae}}).encode()
+    assert f"the config of {REPO} has hub_vae" in refused(hub)
+
+
+def test_saying_no(hub: FakeHub, tmp_path: Path) -> None:
+    shown: list[str] = []
+
+    def confirm(offers: Any, target: Path) -> bool:
+        assert target == tmp_path / "models" / f"{NAME}.safetensors"
+        shown.extend(o.describe() for o in offers)
+        return False
+
+    assert "nothing was downloaded" in refused(hub, confirm=confirm)
+    assert "licence  apache-2.0; commercial use: yes" in shown[0]
+    assert "size     24 MB in 2 file(s)" in shown[0]
+    assert not (tmp_path / "models").exists()
+
+
+# ---------------------------------------------------------------------- the command
+
+
+def vft(hub: FakeHub, *args: str, **env: str) -> subprocess.Popen[str]:
+    """The command in a process of its own, which takes the hub from its environment."""
+    env = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | env
+    return subprocess.Popen(
+        [sys.executable, "-m", "vft_lib", "download", *args], env=os.environ | env, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_list(hub: FakeHub, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / f"{NAME}.safetensors").touch()
+    assert cli.main(["download", "--list"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 28
+    assert rows[1].split()[:6] == [NAME, "tokenizer", "~10.5", "GB", "apache-2.0", "yes"]
+    assert rows[2].split()[5:6] == ["no"]
+    assert str(tmp_path / "models") in rows[-1]
+    assert cli.main(["download", "--list", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert len(models) == 26
+    assert models[0]["file"] == str(tmp_path / "models" / f"{NAME}.safetensors")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("args", "said"), [([], "NAME"), ([NAME, "--list"], "NAME"), ([NAME], "--yes agrees")]
+)
+def test_usage(
+    args: list[str], said: str, capsys: pytest.CaptureFixture[str], hub: FakeHub,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr(sys, "stdin", nothing)
+        assert cli.main(["download", *args]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+    assert err.count("\n") == 1
+    assert hub.requests == []
+
+
+def test_offline_mode_is_one_line(hub: FakeHub) -> None:
+    run = vft(hub, NAME, "--yes", HF_HUB_OFFLINE="1")
+    out, err = run.communicate(timeout=120)
+    assert (run.returncode, out) == (2, "")
+    assert err.startswith("vft: error: HF_HUB_OFFLINE forbids to ask the hub")
+    assert err.count("\n") == 1
+    assert hub.requests == []
+
+
+# ---------------------------------------------------------------------- all of it
+
+
+def published(case: str, prefix: str, dtype: type = np.float16) -> bytes:
+    """A weight file with the names and shapes of a parity case, those that begin with `prefix`."""
+    state = json.loads((GOLDEN / case / "state.json").read_text())
+    rng = np.random.default_rng(0)
+    return safetensors.numpy.save({
+        key: rng.random(entry["shape"], np.float32).astype(dtype) * 0.1
+        for key, entry in state.items() if prefix in key
+    })  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the parity cases come with `vft convert`")
+def test_two_processes_download_one_model(hub: FakeHub, tmp_path: Path) -> None:
+    """Everything at once: a model that borrows its autoencoder (at its real size), fetched and
+    converted by one of two processes, and then loaded by its name."""
+    pytest.importorskip("vft_lib.convert")
+    entry = catalog()["k600-videoflextok"]
+    config = json.loads((GOLDEN / "time-causal" / "config.json").read_text())
+    config["hub_vae"] = {"repo": REPO, "revision": COMMIT}
+    own = published("time-causal", "")
+    hub.repos[entry.repo] = FakeRepo(
+        dict(zip(entry.files, (json.dumps(config).encode(), own))), licence="other"
+    )
+    hub.repos[REPO].files["model.safetensors"] = published("vae", "vae.")
+    hub.pause.clear()
+    first = vft(hub, entry.name, "--yes", "--json", "--dtype", "bf16")
+    while not hub.starts("model.safetensors"):
+        assert first.poll() is None, first.communicate()
+    second = vft(hub, entry.name, "--yes", "--json", "--dtype", "bf16")
+    while second.stderr and "waiting" not in (line := second.stderr.readline()):
+        assert line or second.poll() is None
+    hub.pause.set()
+    for run in (first, second):
+        out, err = run.communicate(timeout=300)
+        assert run.returncode == 0, err
+        facts = json.loads(out)
+        assert facts["name"] == entry.name
+    path = tmp_path / "models" / f"{entry.name}.safetensors"
+    assert facts["file"] == str(path)
+    assert hub.starts("model.safetensors") == [0, 0], "each repository's weights, once"
+    assert not [p for p in (tmp_path / "models" / SOURCES).rglob("*") if p.suffix != ".lock"]
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert [(r["repo"], r["commit"]) for r in record] == [(entry.repo, COMMIT), (REPO, COMMIT)]
+    tokenizer = load_tokenizer(entry.name, device="cpu")
+    assert tokenizer.config.name == entry.name
