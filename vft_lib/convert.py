@@ -187,7 +187,7 @@ def plan(
     their common prefix). `shapes` are those of the tensors in the file; each is used, or dropped
     by name, or an error. `has_vae=False`: the autoencoder may be left out (parity cases)."""
     try:
-        config, rename = _read(data, shapes, name)
+        config, rename = architecture(data, shapes, name)
     except ConfigError as e:
         raise CheckpointError(f"{where}: {e}") from None
     ours: dict[str, str] = {}
@@ -212,9 +212,11 @@ def _squeezed(shape: list[int] | torch.Size) -> list[int]:
     return [n for n in shape if n != 1]
 
 
-def _read(
+def architecture(
     data: dict[str, Any], shapes: Mapping[str, list[int]], name: str
 ) -> tuple[TokenizerConfig, Callable[[str], str | None]]:
+    """Our config of a published one, and a function from published tensor names to ours: "" for a
+    tensor that is dropped on purpose, None for one that nobody asked for."""
     top = _Options("config", data)
     if "config" in top.left:  # sometimes nested
         top = _Options("config", {**data, **top.take("config", dict)}, drop=("config",))
@@ -300,7 +302,6 @@ def _read(
     )  # fmt: skip
 
     def rename(key: str) -> str | None:
-        """Our name; "" for a tensor that is dropped on purpose, None for one nobody asked for."""
         if key.startswith("vae.") and (m := VAE_KEY.fullmatch(key)):
             return "vae." + vae_name(m[1])
         if key.startswith("global_token_input.proj.") and global_feature[-1]:
