@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from vft_lib.checkpoint import load_tokenizer, save_tokenizer
+from vft_lib.checkpoint import save_tokenizer
 from vft_lib.config import (
     DecoderConfig,
     EncoderConfig,
@@ -20,6 +20,7 @@ from vft_lib.config import (
     TransformerConfig,
     VAEConfig,
 )
+from vft_lib.loading import load_tokenizer
 from vft_lib.tokenizer import Tokenizer
 
 TINY = TokenizerConfig(

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-LARGE = 4096  # bytes from which on a file is stored as the hub stores weights: with a SHA-256
+LARGE = 1 << 15  # bytes from which on a file is stored as the hub stores weights: with a SHA-256
 
 
 @dataclass
@@ -121,7 +121,7 @@ def serve() -> Iterator[FakeHub]:
             self.end_headers()
             if self.command == "GET":
                 if len(body) >= LARGE:
-                    hub.pause.wait(30)
+                    hub.pause.wait(300)
                 self.wfile.write(body[:cut])
             self.close_connection = self.close_connection or cut is not None
 

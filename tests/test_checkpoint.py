@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vft_lib import checkpoint
-from vft_lib.checkpoint import fingerprint, load_tokenizer, save_tokenizer
+from vft_lib.checkpoint import fingerprint, save_tokenizer
 from vft_lib.errors import CheckpointError, VftError
+from vft_lib.loading import load_tokenizer
 from vft_lib.tokenizer import Tokenizer
 
 KEY = "encoder.to_codes.weight"
@@ -116,7 +117,9 @@ def test_fingerprint_tells_weights_and_configs_apart(
         changed = weights | {key: weights[key].clone()}
         changed[key].view(-1)[-1] += 0.001
         assert fingerprint(config, changed) != mark, key
-    assert fingerprint(dataclasses.replace(config, fps=9.0), weights) != mark
+    assert fingerprint(dataclasses.replace(config, overlap=0), weights) != mark
+    # Ids stay readable under another name, at another frame rate.
+    assert fingerprint(dataclasses.replace(config, fps=9.0, name="other"), weights) == mark
     assert fingerprint(config, {k: v.half() for k, v in weights.items()}) != mark
 
 
@@ -133,11 +136,11 @@ def test_a_failed_save_keeps_the_old_file(
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"old")
 
-    def half_written(tensors: Any, file: Path, meta: Any) -> None:
+    def half_written(file: Path, weights: Any, meta: Any) -> None:
         Path(file).write_bytes(b"new, but")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", half_written)
+    monkeypatch.setattr(checkpoint, "write_safetensors", half_written)
     with pytest.raises(VftError, match="No space left"):
         save_tokenizer(path, tiny_tokenizer.config, tiny_tokenizer.state_dict(), torch.float32)
     assert path.read_bytes() == b"old"
@@ -244,7 +247,7 @@ def test_header_without_config_or_anything(
     save_file(weights, tmp_path / "a.safetensors", {"vft": header["vft"]})
     refused(tmp_path / "a.safetensors")
     save_file(weights, tmp_path / "a.safetensors")
-    assert "not a VFT tokenizer" in refused(tmp_path / "a.safetensors")
+    assert "neither a tokenizer of ours nor a published one" in refused(tmp_path / "a.safetensors")
 
 
 def test_the_size_of_a_hostile_config_is_not_allocated(

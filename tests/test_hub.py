@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from fake_hub import COMMIT, FakeHub, FakeRepo, serve
+from published import SMALL_VAE, VAE_ID, config_of, tensors_of, vae_tensors
+from safetensors import safe_open
+from safetensors.torch import save
 
-from vft_lib import cli, hub_files, load_tokenizer
+from vft_lib import cli, convert, hub_files, load_tokenizer
 from vft_lib.catalog import Entry, catalog
 from vft_lib.errors import VftError
 from vft_lib.hub import SOURCES, download, fetch_sources, plan
 
-GOLDEN = Path(__file__).parent / "golden"
 NAME, REPO = "videoflextok_d18_d28", "EPFL-VILAB/videoflextok_d18_d28"
 ENTRY = catalog()[NAME]
 # Larger than the pieces that huggingface_hub writes at a time (10 MB), so that a part is kept.
+SCRIPT = "import sys; from vft_lib import cli; sys.exit(cli.main(['download', *sys.argv[1:]]))"
 BULK = {"x": np.arange(6_000_000, dtype=np.float32)}
 WEIGHTS = safetensors.numpy.save(BULK)
 WITH_VAE = safetensors.numpy.save({"vae.x": np.zeros(2000, np.float32)})
@@ -209,8 +214,9 @@ def test_not_a_hub(hub: FakeHub) -> None:
     assert "does not tell the commit" in refused(hub)
 
 
-def test_an_unknown_name(hub: FakeHub) -> None:
+def test_a_name_that_is_no_tokenizer(hub: FakeHub) -> None:
     assert "no model 'nono' in the catalogue" in refused(hub, "nono")
+    assert "converts tokenizers only" in refused(hub, "k600-semantok-d16")
     assert hub.requests == []
 
 
@@ -244,11 +250,13 @@ def test_saying_no(hub: FakeHub, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- the command
 
 
-def vft(hub: FakeHub, *args: str, **env: str) -> subprocess.Popen[str]:
+def vft(hub: FakeHub, *args: str, script: str = SCRIPT, **env: str) -> subprocess.Popen[str]:
     """The command in a process of its own, which takes the hub from its environment."""
-    env = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | env
+    here = Path(__file__).parent
+    env = {"HF_HUB_DOWNLOAD_TIMEOUT": "300"} | env  # on a busy machine the hub may be paused long
+    env = {"HF_ENDPOINT": hub.endpoint, "PYTHONPATH": f"{here.parent}:{here}"} | env
     return subprocess.Popen(
-        [sys.executable, "-m", "vft_lib", "download", *args], env=os.environ | env, text=True,
+        [sys.executable, "-c", script, *args], env=os.environ | env, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -298,48 +306,107 @@ def test_offline_mode_is_one_line(hub: FakeHub) -> None:
 # ---------------------------------------------------------------------- all of it
 
 
-def published(case: str, prefix: str, dtype: type = np.float16) -> bytes:
-    """A weight file with the names and shapes of a parity case, those that begin with `prefix`."""
-    state = json.loads((GOLDEN / case / "state.json").read_text())
-    rng = np.random.default_rng(0)
-    return safetensors.numpy.save({
-        key: rng.random(entry["shape"], np.float32).astype(dtype) * 0.1
-        for key, entry in state.items() if prefix in key
-    })  # fmt: skip
+def weights_of(case: str, vae: bool) -> bytes:
+    """The published weight file of a parity case: its autoencoder, or everything else."""
+    tensors = vae_tensors() if vae else tensors_of(case)
+    return save({k: v for k, v in tensors.items() if vae or ".vae." not in k})
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the parity cases come with `vft convert`")
-def test_two_processes_download_one_model(hub: FakeHub, tmp_path: Path) -> None:
-    """Everything at once: a model that borrows its autoencoder (at its real size), fetched and
-    converted by one of two processes, and then loaded by its name."""
-    pytest.importorskip("vft_lib.convert")
+@pytest.fixture
+def borrowing(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    """A model whose config takes its autoencoder (a small one here) from the hub's other model."""
+    monkeypatch.setitem(convert.VAES, VAE_ID, SMALL_VAE)
     entry = catalog()["k600-videoflextok"]
-    config = json.loads((GOLDEN / "time-causal" / "config.json").read_text())
-    config["hub_vae"] = {"repo": REPO, "revision": COMMIT}
-    own = published("time-causal", "")
-    hub.repos[entry.repo] = FakeRepo(
-        dict(zip(entry.files, (json.dumps(config).encode(), own))), licence="other"
-    )
-    hub.repos[REPO].files["model.safetensors"] = published("vae", "vae.")
+    config = config_of("time-causal") | {"hub_vae": {"repo": REPO, "revision": COMMIT}}
+    files = (json.dumps(config).encode(), weights_of("time-causal", vae=False))
+    hub.repos[entry.repo] = FakeRepo(dict(zip(entry.files, files)), licence="other")
+    hub.repos[REPO].files["model.safetensors"] = weights_of("vae", vae=True)
+    return entry
+
+
+def test_from_a_name_to_a_tokenizer(borrowing: Entry, hub: FakeHub, tmp_path: Path) -> None:
+    notes: list[str] = []
+    path = download(
+        borrowing.hub_id, dtype=torch.float16, endpoint=hub.endpoint, note=notes.append,
+        keep_source=True,
+    )  # fmt: skip
+    assert path == tmp_path / "models" / f"{borrowing.name}.safetensors"
+    record = json.loads(path.with_suffix(".json").read_text())
+    assert [(r["repo"], r["commit"]) for r in record] == [(borrowing.repo, COMMIT), (REPO, COMMIT)]
+    with safe_open(path, "np") as f:
+        assert f.metadata()["license"] == "Stability AI Community License"
+    tokenizer = load_tokenizer(borrowing.name, device="cpu")
+    assert tokenizer.config.name == borrowing.name
+    source, vae = (tmp_path / "models" / SOURCES).rglob("model.safetensors")
+    if "SemanTok" not in str(source):
+        source, vae = vae, source
+    again = tmp_path / "again.safetensors"
+    assert convert.convert(source.parent, again, vae=vae) == tokenizer.fingerprint
+    asked = len(hub.requests)
+    assert download(borrowing.name, endpoint=hub.endpoint, note=notes.append) == path
+    assert len(hub.requests) == asked
+    assert "is there already" in notes[-1]
+
+
+def test_a_failed_conversion_keeps_what_was_fetched(
+    borrowing: Entry, hub: FakeHub, tmp_path: Path
+) -> None:
+    vae = hub.repos[REPO].files["model.safetensors"]
+    hub.repos[REPO].files["model.safetensors"] = WEIGHTS
+    with pytest.raises(VftError, match="misses tensor"):
+        download(borrowing.name, endpoint=hub.endpoint)
+    models = tmp_path / "models"
+    assert [p.name for p in models.iterdir()] == [SOURCES]
+    assert len(list(models.rglob("model.safetensors"))) == 2
+    hub.repos[REPO].files["model.safetensors"] = vae
+    for path in (models / SOURCES / REPO.replace("/", "--")).rglob("*.safetensors"):
+        path.unlink()
+    download(borrowing.name, endpoint=hub.endpoint)
+    assert hub.starts(borrowing.files[1]) == [0], "the other file was still there"
+
+
+def test_a_single_file_that_is_not_in_the_catalogue(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(convert.VAES, VAE_ID, SMALL_VAE)
+    config = {k: json.dumps(v) for k, v in config_of("options").items()}
+    single = save(tensors_of("options"), config)
+    hub.repos["someone/theirs"] = FakeRepo({"model.safetensors": single}, licence="mit")
+    notes: list[str] = []
+    path = download("someone/theirs", tmp_path / "to", endpoint=hub.endpoint, note=notes.append)
+    assert path == tmp_path / "to" / "someone--theirs.safetensors"
+    assert "not in the catalogue" in notes[0]
+    assert load_tokenizer(path, device="cpu").config.name == "someone--theirs"
+
+
+SMALL = """
+import sys
+from vft_lib import cli, convert
+from published import SMALL_VAE, VAE_ID
+convert.VAES[VAE_ID] = SMALL_VAE
+sys.exit(cli.main(["download", *sys.argv[1:]]))
+"""
+
+
+def test_two_processes_download_one_model(borrowing: Entry, hub: FakeHub, tmp_path: Path) -> None:
+    args = (borrowing.name, "--yes", "--json", "--dtype", "bf16")
     hub.pause.clear()
-    first = vft(hub, entry.name, "--yes", "--json", "--dtype", "bf16")
-    while not hub.starts("model.safetensors"):
+    first = vft(hub, *args, script=SMALL)
+    while not hub.starts("model.safetensors"):  # it holds the lock now
         assert first.poll() is None, first.communicate()
-    second = vft(hub, entry.name, "--yes", "--json", "--dtype", "bf16")
-    while second.stderr and "waiting" not in (line := second.stderr.readline()):
-        assert line or second.poll() is None
+        time.sleep(0.05)
+    second = vft(hub, *args, script=SMALL)
+    assert second.stderr is not None
+    while "waiting for it" not in (line := second.stderr.readline()):
+        assert line, "it ended without waiting"
     hub.pause.set()
+    path = tmp_path / "models" / f"{borrowing.name}.safetensors"
     for run in (first, second):
         out, err = run.communicate(timeout=300)
         assert run.returncode == 0, err
         facts = json.loads(out)
-        assert facts["name"] == entry.name
-    path = tmp_path / "models" / f"{entry.name}.safetensors"
-    assert facts["file"] == str(path)
+        assert (facts["name"], facts["file"]) == (borrowing.name, str(path))
     assert hub.starts("model.safetensors") == [0, 0], "each repository's weights, once"
-    assert not [p for p in (tmp_path / "models" / SOURCES).rglob("*") if p.suffix != ".lock"]
-    record = json.loads(path.with_suffix(".json").read_text())
-    assert [(r["repo"], r["commit"]) for r in record] == [(entry.repo, COMMIT), (REPO, COMMIT)]
-    tokenizer = load_tokenizer(entry.name, device="cpu")
-    assert tokenizer.config.name == entry.name
+    left = [p for p in (tmp_path / "models").rglob("*") if p.is_file() and p.suffix != ".lock"]
+    assert sorted(left) == [path.with_suffix(".json"), path]
+    assert load_tokenizer(borrowing.name, device="cpu").config.name == borrowing.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -9,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TINY
 from torch import Tensor
 
 from vft_lib import flow
-from vft_lib.errors import VftError
+from vft_lib.config import DecoderStep, PosembConfig
+from vft_lib.errors import ConfigError, VftError
 from vft_lib.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 
@@ -308,6 +311,14 @@ def test_first_frames_are_pinned(
     tok: Tokenizer, monkeypatch: pytest.MonkeyPatch, given: int
 ) -> None:
     calls = recorded(tok, monkeypatch)
+    steps: tuple[DecoderStep, ...] = (
+        "posemb",
+        "nested_dropout",
+        "null_condition",
+    )  # no prefix masking: ids count
+    monkeypatch.setattr(tok.decoder, "steps", steps)
+    decoder = dataclasses.replace(tok.config.decoder, steps=steps)
+    monkeypatch.setattr(tok, "config", dataclasses.replace(tok.config, decoder=decoder))
     tokens = tok.encode(clips(2, 40)).truncate(3)
     first = clips(2, given, seed=5)
     video = tok.decode(tokens, steps=2, first_frame=first if given > 1 else first[:, :, 0])
@@ -321,6 +332,58 @@ def test_first_frames_are_pinned(
     assert torch.equal(calls[0]["ids"][:, t:], tokens.ids[:, t:5])
     assert (calls[1]["pinned"] is None) == (tok.config.overlap == 0)
     assert not torch.equal(video, tok.decode(tokens, steps=2))
+
+
+def test_prefix_masking_looks_at_no_ids_of_given_frames(tiny_tokenizer: Tokenizer) -> None:
+    """So they are not made anew either: an encoder that cannot run is not run."""
+    assert "prefix_masking" in tiny_tokenizer.config.decoder.steps
+    tokens, first = tiny_tokenizer.encode(clips(2, 33)), clips(2, 1)[:, :, 0]
+    expected = tiny_tokenizer.decode(tokens, steps=2, first_frame=first)
+    other = dataclasses.replace(tokens, ids=tokens.ids.clone())
+    other.ids[:, 0] = 0
+    assert torch.equal(tiny_tokenizer.decode(other, steps=2, first_frame=first), expected)
+    assert not torch.equal(tiny_tokenizer.decode(other, steps=2), expected)
+
+
+def test_each_clip_at_its_own_budget(tiny_tokenizer: Tokenizer) -> None:
+    tokens = tiny_tokenizer.encode(clips(3, 20))
+    video = tiny_tokenizer.decode(tokens, steps=2, budgets=[1, 8, 3], seed=4)
+    for i, k in enumerate((1, 8, 3)):
+        alone = dataclasses.replace(tokens, ids=tokens.ids[i : i + 1]).truncate(k)
+        torch.testing.assert_close(video[i : i + 1], tiny_tokenizer.decode(alone, steps=2, seed=4))
+    for bad in ([1, 2], [0, 1, 1], [1, 9, 1]):
+        with pytest.raises(VftError, match="budgets"):
+            tiny_tokenizer.decode(tokens, budgets=bad)
+
+
+def test_unclamped_values_are_there_to_have(tiny_tokenizer: Tokenizer) -> None:
+    tokens = tiny_tokenizer.encode(clips(1, 17))
+    tiny_tokenizer = copy.deepcopy(tiny_tokenizer)
+    tiny_tokenizer.vae.decoder.conv_out.conv.weight.mul_(100)
+    raw = tiny_tokenizer.decode(tokens, steps=1, clamp=False)
+    assert raw.abs().max() > 1
+    assert torch.equal(raw.clamp(-1, 1), tiny_tokenizer.decode(tokens, steps=1))
+
+
+@pytest.mark.parametrize("frames", [13, 26])
+def test_patches_may_span_latent_frames(frames: int) -> None:
+    """Two latent frames a patch: half as many rows of ids, and no overlap."""
+    side: dict[str, Any] = {"patch_size": (2, 2, 1), "patch_posemb": PosembConfig((2, 2, 4))}
+    config = dataclasses.replace(
+        TINY, chunk_frames=13, overlap=0,
+        encoder=dataclasses.replace(TINY.encoder, **side),
+        decoder=dataclasses.replace(TINY.decoder, **side),
+    )  # fmt: skip
+    assert (config.latent_frames, config.token_frames) == (4, 2)
+    tok = Tokenizer(config).eval().requires_grad_(False)
+    tokens = tok.encode(clips(1, frames))
+    assert tokens.ids.shape == (1, frames // 13 * 2, 8)
+    assert tok.decode(tokens, steps=1).shape == (1, 3, frames, 32, 32)
+    with pytest.raises(VftError, match="spans 2 latent frames"):
+        tok.decode(tokens, first_frame=clips(1, 1)[:, :, 0])
+    assert tok.decode(tokens, steps=1, first_frame=clips(1, 5)).shape[2] == frames
+    with pytest.raises(ConfigError, match="overlap"):
+        dataclasses.replace(config, overlap=1)
 
 
 def test_one_first_frame_serves_a_batch(tiny_tokenizer: Tokenizer) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vft_lib.checkpoint import load_tokenizer
 from vft_lib.cli import main
+from vft_lib.loading import load_tokenizer
 from vft_lib.train.data import RealClips
 from vft_lib.video_out import write_video
 from vft_lib.world import make_clip

@@ -7,8 +7,8 @@
 Read `tokenizer.py` first; ARCHITECTURE.md has one line per file.
 """
 
-from .checkpoint import load_tokenizer
 from .errors import CheckpointError, ConfigError, TokenFileError, VftError
+from .loading import load_tokenizer
 from .stream import decode_file, encode_file, read_video
 from .tokenizer import Tokenizer
 from .tokens import Tokens

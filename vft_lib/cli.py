@@ -32,8 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(argv)
         args.bars = bars
-        args.func(args)
-        return 0
+        return args.func(args) or 0
     except KeyboardInterrupt:
         code, line = 130, "interrupted"
     except VftError as e:
@@ -66,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     model.add_argument("--json", action="store_true", help="print one JSON object")
 
-    def command(name: str, func: Callable[[argparse.Namespace], None], about: str) -> Any:
+    def command(name: str, func: Callable[[argparse.Namespace], int | None], about: str) -> Any:
         sub = commands.add_parser(name, help=about, description=about, parents=[model])
         sub.set_defaults(func=func)
         return sub
@@ -103,6 +102,18 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--guidance", type=_number, metavar="G", help="1: none")
         sub.add_argument("--seed", type=_seed, default=0, metavar="S")
         sub.add_argument("--no-audio", action="store_true")
+    convert = commands.add_parser("convert", help="published tokenizer -> one file of ours")
+    convert.set_defaults(func=_convert)
+    convert.add_argument("src", type=Path, metavar="SRC", help="published folder or single file")
+    convert.add_argument("dst", type=Path, metavar="DST.safetensors")
+    convert.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="default: as it is")
+    convert.add_argument("--vae", type=Path, help="take the video autoencoder from this one")
+    convert.add_argument("--name", help="how tokens will name it; default: SRC's own name")
+    convert.add_argument("--json", action="store_true", help="print one JSON object")
+    parity = commands.add_parser("parity", help="our numbers against recorded published ones")
+    parity.set_defaults(func=_parity)
+    parity.add_argument("cases", type=Path, nargs="+", metavar="DIR")
+    parity.add_argument("--json", action="store_true", help="print one JSON object")
     add_download_parser(commands)
     add_train_parser(commands)
     return parser
@@ -188,13 +199,45 @@ def _info(args: argparse.Namespace) -> None:
     _answer(args, "\n".join(lines), facts)
 
 
+def _convert(args: argparse.Namespace) -> None:
+    import torch
+
+    from .convert import convert
+    from .hub_cli import DTYPES
+
+    dtype = getattr(torch, DTYPES[args.dtype]) if args.dtype else None
+    if args.dst.suffix != ".safetensors":
+        raise VftError(f"{args.dst}: the file that is written ends in .safetensors")
+    mark = convert(args.src, args.dst, dtype=dtype, vae=args.vae, name=args.name)
+    size = args.dst.stat().st_size
+    facts = {"file": args.dst, "fingerprint": mark, "file_bytes": size}
+    _answer(args, f"{args.dst}: tokenizer {mark}, {size / 1e6:.1f} MB", facts)
+
+
+def _parity(args: argparse.Namespace) -> int:
+    from .parity import run_case
+
+    results = []
+    for case in args.cases:
+        for r in run_case(case):
+            results.append(r)
+            if not args.json:
+                state = "ok" if r.ok else "FAILED"
+                print(f"{r.case:20}{r.op:19}{r.expect:20}{r.error:10.2e} <= {r.tol:.0e}  {state}")
+    failed = sum(not r.ok for r in results)
+    rows = [dataclasses.asdict(r) | {"ok": r.ok} for r in results]
+    text = f"{len(results) - failed} of {len(results)} checks passed"
+    _answer(args, text, {"checks": rows, "failed": failed})
+    return 1 if failed else 0
+
+
 # ------------------------------------------------------------------ what they share
 
 
 def _load(args: argparse.Namespace) -> Tokenizer:
     import torch
 
-    from .checkpoint import load_tokenizer
+    from .loading import load_tokenizer
 
     try:
         device = None if args.device == "auto" else torch.device(args.device)
@@ -232,10 +275,10 @@ def _token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
 def _tokenizer_facts(args: argparse.Namespace) -> dict[str, Any]:
     from safetensors import safe_open
 
-    from . import checkpoint
+    from .loading import resolve
 
     model = _load(args)
-    path = checkpoint.resolve(args.tokenizer)
+    path = resolve(args.tokenizer)
     with safe_open(path, "np") as f:
         licence = (f.metadata() or {}).get("license")
     c = model.config

@@ -85,13 +85,20 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Latents -> registers -> codes before quantization."""
+    """Latents -> registers -> codes before quantization.
+
+    `feature_channels` > 0: the encoder also reads features of an image network (DINOv2) in front of
+    the latents' channels, and `global_feature` > 0 one vector of that width for the whole clip.
+    Such a tokenizer decodes without them, and cannot encode here.
+    """
 
     trunk: TransformerConfig
     patch_size: tuple[int, int, int]
     patch_posemb: PosembConfig
     register_frames: int
     mask: MaskConfig = MaskConfig("time_block_causal_last")
+    feature_channels: int = 0
+    global_feature: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,8 @@ class DecoderConfig:
     """Codes + noisy latents -> velocity.
 
     `steps` is the order in which the registers are prepared: it decides whether masked registers
-    carry a position, and so what may be collapsed.
+    carry a position, and so what may be collapsed. `nested_dropout` and `null_condition` are always
+    there; `posemb` and `prefix_masking` may be missing, and then own no weights.
     """
 
     trunk: TransformerConfig
@@ -169,10 +177,19 @@ class TokenizerConfig:
             raise ConfigError(f"a width of the autoencoder is 0: {self.vae}")
         if 0 in (self.vae.encoder_blocks, self.vae.decoder_blocks):
             raise ConfigError(f"the autoencoder needs a block on each level: {self.vae}")
-        if self.encoder.register_frames < self.latent_frames:
+        for size in (self.encoder.patch_size, self.decoder.patch_size):
+            if 0 in size:
+                raise ConfigError(f"patch_size is {size}; expected 1 or more along each axis")
+        if self.encoder.register_frames < self.token_frames:
             raise ConfigError(
                 f"register_frames is {self.encoder.register_frames}; a chunk has "
-                f"{self.latent_frames} latent frames"
+                f"{self.token_frames} frames of registers"
+            )
+        steps = self.decoder.steps
+        if len(set(steps)) != len(steps) or not {"nested_dropout", "null_condition"} <= {*steps}:
+            raise ConfigError(
+                f"decoder steps are {steps}; expected nested_dropout and null_condition, and "
+                "posemb or prefix_masking if there, once each"
             )
         if self.decoder.max_timestep <= 0:
             raise ConfigError(f"max_timestep is {self.decoder.max_timestep}; expected above 0")
@@ -183,8 +200,17 @@ class TokenizerConfig:
 
     def _check_side(self, side: EncoderConfig | DecoderConfig) -> None:
         trunk, grid = side.trunk, self.size // 8
-        if side.patch_size[0] != 1:
-            raise ConfigError(f"patch size {side.patch_size}: patches span one latent frame")
+        span = side.patch_size[0]
+        if span != self.encoder.patch_size[0] or span < 1 or self.latent_frames % span:
+            raise ConfigError(
+                f"patch size {side.patch_size}: encoder and decoder patches must span the same "
+                f"number of latent frames, and divide the {self.latent_frames} of a chunk"
+            )
+        if span > 1 and self.overlap:
+            raise ConfigError(
+                f"patch size {side.patch_size}: chunks cannot overlap by one frame where a patch "
+                f"spans {span} latent frames"
+            )
         if any(p < 1 or grid % p for p in side.patch_size[1:]):
             raise ConfigError(f"patch size {side.patch_size} does not divide the {grid} px latent")
         if trunk.head_dim < 1 or trunk.dim < 1 or trunk.dim % trunk.head_dim:
@@ -203,6 +229,11 @@ class TokenizerConfig:
     def latent_frames(self) -> int:
         """Latent frames per chunk: 1 + (chunk_frames - 1) / 4."""
         return 1 + (self.chunk_frames - 1) // 4
+
+    @property
+    def token_frames(self) -> int:
+        """Rows of ids per chunk: one per latent frame, unless patches span several."""
+        return self.latent_frames // self.encoder.patch_size[0]
 
     @property
     def budgets(self) -> list[int]:
@@ -230,6 +261,14 @@ class TokenizerConfig:
         """Canonical JSON: sorted keys, no white space; what fingerprints are made of."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
 
+    def identity(self) -> str:
+        """Canonical JSON of what ids depend on: no name, frame rate or sampling defaults, and no
+        entry that stands at its default, so that later entries change nothing."""
+        free = {"name", "fps", "sampling"}
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        kept = {k: _spelled_out(v) for k, v in own.items() if k not in free}
+        return json.dumps(kept, sort_keys=True, separators=(",", ":"))
+
     @staticmethod
     def from_json(text: str) -> TokenizerConfig:
         """Inverse of :meth:`to_json`. Unknown, missing or ill-typed entries raise ConfigError."""
@@ -238,6 +277,17 @@ class TokenizerConfig:
         except (ValueError, RecursionError) as e:
             raise ConfigError(f"the tokenizer config is not JSON: {e}") from None
         return _build(TokenizerConfig, data, "config")
+
+
+def _spelled_out(value: Any) -> Any:
+    """A config as plain data, without the entries that stand at their defaults."""
+    if not dataclasses.is_dataclass(value):
+        return value
+    return {
+        f.name: _spelled_out(getattr(value, f.name))
+        for f in dataclasses.fields(value)
+        if getattr(value, f.name) != f.default
+    }
 
 
 T = TypeVar("T")
@@ -255,13 +305,14 @@ def _build(kind: type[T], data: Any, where: str) -> T:
     values = {}
     for name, field in fields.items():
         if name in data:
-            values[name] = _value(hints[name], data[name], f"{where}.{name}")
+            values[name] = typed_value(hints[name], data[name], f"{where}.{name}")
         elif field.default is dataclasses.MISSING:
             raise ConfigError(f"{where}: entry {name!r} is missing")
     return kind(**values)
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def typed_value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as plain JSON data made into what an annotation asks for, or ConfigError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, where)
@@ -271,7 +322,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) != len(value):
             raise ConfigError(f"{where}: expected {len(kinds)} values, got {_short(value)}")
-        return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value)))
+        return tuple(
+            typed_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value))
+        )
     if origin is Literal:
         if value not in args:
             raise ConfigError(
@@ -281,7 +334,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _value(next(a for a in args if a is not type(None)), value, where)
+        return typed_value(next(a for a in args if a is not type(None)), value, where)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not abs(value) <= 1e9:  # nor nan
             raise ConfigError(f"{where} is {_short(value)}; expected a number below 1e9")

@@ -33,7 +33,8 @@ class Decoder(nn.Module):
         pt, ph, pw = self.patch_size = c.patch_size
         self.steps = c.steps
         self.from_codes = ops.Linear(len(config.fsq_levels), dim)
-        self.register_posemb = PositionEmbedding(c.register_posemb, dim)
+        if "posemb" in c.steps:
+            self.register_posemb = PositionEmbedding(c.register_posemb, dim)
         self.nested_mask = nn.Parameter(torch.randn(dim) * 0.02)
         if "prefix_masking" in c.steps:
             self.prefix_mask = nn.Parameter(torch.randn(dim) * 0.02)

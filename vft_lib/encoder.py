@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TokenizerConfig
+from .errors import VftError
 from .layers import PositionEmbedding, Transformer, norm, patchify
 
 
@@ -19,16 +20,25 @@ class Encoder(nn.Module):
         super().__init__()
         c, dim = config.encoder, config.encoder.trunk.dim
         pt, ph, pw = self.patch_size = c.patch_size
-        self.patch_proj = ops.Linear(pt * ph * pw * config.vae.latent_channels, dim)
+        channels = config.vae.latent_channels + c.feature_channels
+        self.patch_proj = ops.Linear(pt * ph * pw * channels, dim)
         self.patch_posemb = PositionEmbedding(c.patch_posemb, dim)
         self.registers = nn.Parameter(
             torch.randn(c.register_frames, config.registers, dim) * dim**-0.5
         )
         self.trunk = Transformer(c.trunk, c.mask, ops)
         self.to_codes = ops.Linear(dim, len(config.fsq_levels))
+        # Kept so that the file is whole; what feeds it is not part of this library.
+        self.global_proj = ops.Linear(c.global_feature, dim) if c.global_feature else None
+        self.features = c.feature_channels or c.global_feature
 
     def forward(self, latents: Tensor) -> Tensor:
         """Latents `[B,C,t,h,w]` -> `[B,t,K,6]` before quantization, float32."""
+        if self.features:
+            raise VftError(
+                "this tokenizer encodes from DINOv2 features beside the latents, which this "
+                "library does not compute: it decodes tokens, encode with another tokenizer"
+            )
         x = self.patch_posemb(self.patch_proj(patchify(latents, self.patch_size)))
         patches = x.flatten(2, 3)  # (B, t, p, d)
         registers = self.registers[: x.shape[1]].to(x).expand(len(x), -1, -1, -1)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -56,6 +55,8 @@ def download(
             f"no model {name!r} in the catalogue: `vft download --list` shows the names, and a hub "
             "id org/repo works too"
         )
+    if entry.kind != "tokenizer":
+        raise VftError(f"{name} is a {entry.kind}; this version converts tokenizers only")
     folder = models_folder() if to is None else Path(to).absolute()
     target, note = folder / entry.file_name, note or (lambda line: None)
     if target.is_file():
@@ -107,7 +108,10 @@ def _convert(
     from .convert import convert
 
     entry, vae = offers[0].entry, sources[1] if len(sources) > 1 else None
-    convert(sources[0], target, dtype=dtype, vae=vae, name=entry.name, license=offers[0].licence)
+    # Without a config.json it is in the weight file, and that file is what is converted.
+    whole = (sources[0] / "config.json").exists()
+    source = sources[0] if whole else sources[0] / entry.files[-1].rpartition("/")[2]
+    convert(source, target, dtype=dtype, vae=vae, name=entry.name, license=offers[0].licence)
     used = [_record(o) for o in offers[: len(sources)]]
     write_bytes(target.with_suffix(".json"), json.dumps(used, indent=1).encode() + b"\n")
 
@@ -136,12 +140,11 @@ def plan(
 
 def _hub_vae(config: bytes, entry: Entry) -> Entry | None:
     """The model whose autoencoder a published config borrows: `hub_vae: {repo, revision}`."""
-    try:
-        data = json.loads(config)
-    except (ValueError, RecursionError):
-        return None  # for convert to complain about
-    data = data.get("config", data) if isinstance(data, dict) else None
-    named = data.get("hub_vae") if isinstance(data, dict) else None
+    from .convert import parse_config
+
+    data = parse_config(config, f"config.json of {entry.hub_id}")
+    inner = data.get("config")
+    named = (inner if isinstance(inner, dict) else data).get("hub_vae")
     if named is None:
         return None
     repo, revision = (
@@ -157,16 +160,10 @@ def _hub_vae(config: bytes, entry: Entry) -> Entry | None:
 
 
 def _has_autoencoder(source: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
+    from .convert import fit
+    from .tensor_files import Source
 
-    for file in source.glob("*.safetensors"):
-        try:
-            with safe_open(file, "np") as f:
-                if any(re.search(r"(^|\.)vae\.", key) for key in f.keys()):  # noqa: SIM118
-                    return True
-        except SafetensorError:
-            return True  # not readable: no reason to fetch more; convert says what is wrong
-    return False
+    return any(name.startswith("vae.") for name in fit(Source.open(source).shapes)[1])
 
 
 def _check_space(offers: Sequence[Offer], folder: Path, dtype: torch.dtype | None) -> None:

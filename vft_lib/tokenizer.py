@@ -110,6 +110,7 @@ class Tokenizer(nn.Module):
         self, tokens: Tokens, *, steps: int | None = None, guidance: float | None = None,
         apg: bool | None = None, seed: int | Sequence[int] = 0,
         generator: torch.Generator | None = None, first_frame: Tensor | None = None,
+        budgets: Sequence[int] | None = None, clamp: bool = True,
         progress: Progress | None = None,
     ) -> Tensor:  # fmt: skip
         """Tokens -> video `[B,3,T,H,W]` float32 in [-1,1] on the CPU, T = `tokens.frames`.
@@ -118,12 +119,14 @@ class Tokenizer(nn.Module):
         was measured best at. Every clip draws its noise from its own `seed`, so that a batch gives
         each clip what it would get alone; `generator` instead draws in the published order.
         `first_frame` `[B,3,H,W]` in [-1,1] (or `[B,3,T,H,W]`, T = 1 + 4n) pins the beginning.
+        `budgets` gives each clip of the batch its own budget, at most that of the tokens.
+        `clamp=False` returns values as the model gives them, a little beyond [-1,1].
         `progress(done, total)` counts sampling steps over all chunks; raise in it to cancel.
         Raises VftError if the tokens are another tokenizer's.
         """
         chunks = self.decode_chunks(
             tokens, steps=steps, guidance=guidance, apg=apg, seed=seed, generator=generator,
-            first_frame=first_frame, progress=progress,
+            first_frame=first_frame, budgets=budgets, clamp=clamp, progress=progress,
         )  # fmt: skip
         return torch.cat(list(chunks), dim=2)
 
@@ -132,6 +135,7 @@ class Tokenizer(nn.Module):
         self, tokens: Tokens, *, steps: int | None = None, guidance: float | None = None,
         apg: bool | None = None, seed: int | Sequence[int] = 0,
         generator: torch.Generator | None = None, first_frame: Tensor | None = None,
+        budgets: Sequence[int] | None = None, clamp: bool = True,
         progress: Progress | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """The streaming form of :meth:`decode`: yields `[B,3,T_i,H,W]`, one chunk at a time."""
@@ -144,8 +148,9 @@ class Tokenizer(nn.Module):
         use_apg = c.sampling.apg if apg is None else apg
         ids, left, batch = tokens.ids, tokens.frames, len(tokens)
         draw = self._noise_source(batch, seed, generator)
-        new = c.latent_frames - c.overlap  # latent frames that each later chunk brings
-        chunk_count = 1 + -(-(ids.shape[1] - c.latent_frames) // new)
+        keep = None if budgets is None else self._check_budgets(budgets, tokens)
+        new = c.token_frames - c.overlap  # rows of ids that each later chunk brings
+        chunk_count = 1 + -(-(ids.shape[1] - c.token_frames) // new)
         given = first_frame
         if given is not None:
             given = given[:, :, None] if given.ndim == 4 else given
@@ -159,39 +164,43 @@ class Tokenizer(nn.Module):
                     f"got first frames for {len(given)} clips, tokens of {batch}; give one, or one "
                     "each"
                 )
+            if (1 + given.shape[2] // 4) % c.encoder.patch_size[0]:
+                raise VftError(
+                    f"got {given.shape[2]} given frames, but each token of this tokenizer spans "
+                    f"{c.encoder.patch_size[0]} latent frames (of 4 frames each)"
+                )
             given = given.expand(batch, -1, -1, -1, -1)
         for i in range(chunk_count):
             if i == 0:
-                chunk_ids = ids[:, : c.latent_frames]
+                chunk_ids = ids[:, : c.token_frames]
             else:
-                start = c.latent_frames + (i - 1) * new
+                start = c.token_frames + (i - 1) * new
                 chunk_ids = ids[:, start : start + new]
                 if c.overlap:  # the repeated frame's ids are made anew from the frame itself
                     chunk_ids = torch.cat([chunk_ids[:, :1], chunk_ids], dim=1)
-            noise = draw((c.vae.latent_channels, chunk_ids.shape[1], c.size // 8, c.size // 8))
             video = self._decode_chunk(
-                chunk_ids, noise, steps, flow.Guidance(scale, use_apg), given,
+                chunk_ids, draw(c.latent_shape), steps, flow.Guidance(scale, use_apg), given, keep,
                 _offset(progress, i * steps, chunk_count * steps),
             )  # fmt: skip
             given = video[:, :, -1:] if c.overlap else None  # unclamped
             fresh = video[:, :, c.overlap if i else 0 :][:, :, :left]
             left -= fresh.shape[2]
-            yield fresh.float().clamp(-1, 1).cpu()
+            fresh = fresh.float()
+            yield (fresh.clamp(-1, 1) if clamp else fresh).cpu()
 
     def _decode_chunk(
         self, ids: Tensor, noise: Tensor, steps: int, guidance: flow.Guidance,
-        given: Tensor | None, progress: Progress | None,
+        given: Tensor | None, keep: Tensor | None, progress: Progress | None,
     ) -> Tensor:  # fmt: skip
         """ids `[B,t,k]` -> video `[B,3,4t-3,H,W]`, not clamped, on the model's device."""
-        pinned, prefix = None, 0
+        pinned = None
         if given is not None:
             pinned = self.vae.encode(given.to(self.device, self.dtype))
-            prefix = pinned.shape[2]
-            ids = torch.cat(
-                [self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu(), ids[:, prefix:]],
-                dim=1,
-            )
-        latents = self.sample_latents(ids, noise, steps, guidance, pinned, progress=progress)
+            # With prefix masking the registers of given frames are not looked at.
+            if "prefix_masking" not in self.config.decoder.steps:
+                own = self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu()
+                ids = torch.cat([own, ids[:, own.shape[1] :]], dim=1)
+        latents = self.sample_latents(ids, noise, steps, guidance, pinned, keep, progress)
         return self.vae.decode(latents.to(self.dtype))
 
     def sample_latents(
@@ -208,7 +217,8 @@ class Tokenizer(nn.Module):
         codes = self.fsq.codes(ids.to(self.device))
         codes = nn.functional.pad(codes, (0, 0, 0, self.config.registers - k))  # beyond k: masked
         keep = torch.full((b,), k) if keep is None else keep
-        prefix = torch.full((b,), 0 if pinned is None else pinned.shape[2])
+        span = self.config.encoder.patch_size[0]  # latent frames per row of ids
+        prefix = torch.full((b,), 0 if pinned is None else pinned.shape[2] // span)
         keep, prefix = keep.to(self.device), prefix.to(self.device)
         guided = guidance.scale != 1
         registers = self.decoder.prepare(
@@ -237,7 +247,7 @@ class Tokenizer(nn.Module):
     def latent_frames(self, frames: int) -> int:
         """Rows of ids that a clip of this many frames becomes, padding included."""
         c = self.config
-        return c.latent_frames + (self.chunk_count(frames) - 1) * (c.latent_frames - c.overlap)
+        return c.token_frames + (self.chunk_count(frames) - 1) * (c.token_frames - c.overlap)
 
     def _noise_source(
         self, batch: int, seed: int | Sequence[int], generator: torch.Generator | None
@@ -262,6 +272,14 @@ class Tokenizer(nn.Module):
                 f"{self.config.registers}"
             )
         return budget
+
+    def _check_budgets(self, budgets: Sequence[int], tokens: Tokens) -> Tensor:
+        if len(budgets) != len(tokens) or not all(1 <= k <= tokens.budget for k in budgets):
+            raise VftError(
+                f"got budgets {list(budgets)} for {len(tokens)} clips of {tokens.budget} tokens "
+                f"per latent frame; give one each, 1 to {tokens.budget}"
+            )
+        return torch.tensor(budgets)
 
     def _check_video(self, video: Tensor) -> None:
         side = self.config.size

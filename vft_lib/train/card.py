@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import world
-from ..checkpoint import load_tokenizer
+from ..loading import load_tokenizer
 from ..metrics import psnr, ssim
 from ..tokenizer import Tokenizer
 from ..video_in import read_frames

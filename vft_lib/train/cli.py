@@ -121,7 +121,8 @@ def _train_vae(args: argparse.Namespace) -> int:
 def _train_tokenizer(args: argparse.Namespace) -> int:
     import torch
 
-    from ..checkpoint import load_tokenizer, load_vae, save_tokenizer
+    from ..checkpoint import load_vae, save_tokenizer
+    from ..loading import load_tokenizer
     from ..tokenizer import Tokenizer
     from .loop import join_group, train
     from .tokenizer import TokenizerTask, encode_dataset
