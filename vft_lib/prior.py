@@ -231,9 +231,7 @@ class Prior(nn.Module):
         if states is not None and mask is not None:
             states, mask = states.expand(batch, -1, -1), mask.expand(batch, -1)
             rows = None if rows is None else rows.expand(batch)
-        return self.network.condition(
-            batch, numbers, states, mask, null_rows=rows, guided=guided
-        )
+        return self.network.condition(batch, numbers, states, mask, null_rows=rows, guided=guided)
 
     # ------------------------------------------------------------------ checks
 

@@ -101,7 +101,9 @@ class PriorConfig:
         need(0 < self.fps <= 1000, f"fps is {self.fps}; expected more than 0, at most 1000")
         e = self.text_encoder
         if e is not None:
-            need(self.takes_text and e.dim == self.ctx_dim, "the text encoder's width is not ctx_dim")
+            need(
+                self.takes_text and e.dim == self.ctx_dim, "the text encoder's width is not ctx_dim"
+            )
             need(
                 min(e.buckets, e.dim, e.head_dim, e.max_words) > 0
                 and e.dim % e.head_dim == 0

@@ -26,9 +26,7 @@ def clean(caption: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def prepare_states(
-    states: Tensor, mask: Tensor | None, max_text_len: int
-) -> tuple[Tensor, Tensor]:
+def prepare_states(states: Tensor, mask: Tensor | None, max_text_len: int) -> tuple[Tensor, Tensor]:
     """States `[S,C]` or `[B,S,C]` of any text encoder -> `[B,S',C]` float32 and mask `[B,S']`.
 
     Trailing rows that are zero in all clips are trimmed, the rest cut to `max_text_len` and
