@@ -126,8 +126,8 @@ def _demo(args: argparse.Namespace) -> None:
     except ValueError:
         raise VftError(f"--budgets {' '.join(args.budgets)}: give numbers, as in 1 4 16") from None
     rows = run_demo(
-        load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps, guidance=args.guidance,
-        seed=args.seed, fps=args.fps, fit=args.fit, audio=not args.no_audio,
+        load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps,
+        guidance=args.guidance, seed=args.seed, fps=args.fps, fit=args.fit, audio=not args.no_audio,
         progress=args.bars, on_problem=_note,
     )  # fmt: skip
     lines = [f"{'budget':>7}{'tokens':>9}{'bytes':>9}{'PSNR dB':>9}{'SSIM':>8}{'seconds':>9}"]
@@ -175,7 +175,8 @@ def _decode(args: argparse.Namespace) -> None:
     tokens = tokens if args.budget is None else tokens.truncate(args.budget)
     audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
     frames = decode_file(
-        load_tokenizer_for(args), tokens, args.out, steps=args.steps, guidance=args.guidance, seed=args.seed,
+        load_tokenizer_for(args), tokens, args.out, steps=args.steps, guidance=args.guidance,
+        seed=args.seed,
         first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
         progress=args.bars("decode"), on_problem=_note,
     )  # fmt: skip

@@ -127,7 +127,7 @@ class FactorizedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         rows = self.digits(ids).flatten(0, -2)
         weight = self.weight.to(rows.device)
-        return F.embedding_bag(rows, weight, mode="sum").view(*ids.shape, -1)
+        return F.embedding_bag(rows, weight, mode="sum").view(*ids.shape, weight.shape[1])
 
 
 class FactorizedHead(nn.Module):

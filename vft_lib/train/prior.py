@@ -6,6 +6,7 @@ class; real clips have neither and teach the unconditional prior.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ from .data import Window
 from .loop import Schedule, Task
 from .plots import save_strip
 
-HELD_OUT_BLOCK = 31  # of every 32 blocks of 64 clips, this one is kept for validation
+HELD_OUT = 32  # of so many clips, the last is kept for validation
 SHOWN = (
     "a red ball bounces to the right", "a green star moves up", "a big blue square spins on sand",
     "a yellow heart shrinks while the camera pans left",
@@ -100,7 +101,7 @@ class PriorTask(Task):
             i: world.draw_scene(source) for i, source in enumerate(sources)
             if isinstance(source, int)
         }  # fmt: skip
-        kept = [i for i in range(len(sources)) if i // 64 % 32 != HELD_OUT_BLOCK]
+        kept = [i for i in range(len(sources)) if (i + 1) % HELD_OUT]
         self.procedural = torch.tensor([i for i in kept if i in self.scenes])
         self.real = torch.tensor([i for i in kept if i not in self.scenes], dtype=torch.int64)
         self.held_out = sorted(self.scenes.keys() - set(kept))
@@ -195,7 +196,7 @@ def _by_register(bits: Tensor) -> dict[str, Tensor]:
     """Bits per id `[B,K,t]`, averaged over registers 0, 1, 2-3, 4-7, …"""
     bits = bits.detach()
     edges = [0, *(1 << i for i in range(20) if 1 << i < bits.shape[1]), bits.shape[1]]
-    return {f"k{b}": bits[:, a:b].mean() for a, b in zip(edges, edges[1:])}
+    return {f"k{b}": bits[:, a:b].mean() for a, b in itertools.pairwise(edges)}
 
 
 @torch.no_grad()
