@@ -29,9 +29,8 @@ def clean(caption: str) -> str:
 def prepare_states(states: Tensor, mask: Tensor | None, max_text_len: int) -> tuple[Tensor, Tensor]:
     """States `[S,C]` or `[B,S,C]` of any text encoder -> `[B,S',C]` float32 and mask `[B,S']`.
 
-    Trailing rows that are zero in all clips are trimmed, the rest cut to `max_text_len` and
-    rounded through float16; masked rows become exactly zero. Without a mask, a row counts when
-    its absolute sum is above 0.
+    Cut to `max_text_len`, rounded through float16, masked rows exactly zero, and trailing rows that
+    are zero in all clips trimmed. Without a mask, a row counts when its absolute sum is above 0.
     """
     states = states[None] if states.ndim == 2 else states
     if mask is not None:
@@ -43,8 +42,8 @@ def prepare_states(states: Tensor, mask: Tensor | None, max_text_len: int) -> tu
     states = states[:, :max_text_len].half().float()
     real = states.abs().sum(-1) > 0 if mask is None else mask[:, :max_text_len].bool()
     states = states * real[..., None].to(states)
-    used = (real | (states.abs().sum(-1) > 0)).any(0).nonzero()
-    length = max(1, int(used.max()) + 1 if len(used) else 1)
+    used = real.any(0).nonzero()
+    length = int(used.max()) + 1 if len(used) else 1
     return states[:, :length], real[:, :length]
 
 
