@@ -151,7 +151,7 @@ def test_loading_never_opens_a_socket(tmp_path: Path) -> None:
     assert "`vft download videoflextok_d18_d28` fetches it (about 10.5 GB, licence" in said[0]
     assert str(tmp_path) in said[0]
     assert "`vft download org/repo`" in said[1]
-    assert "is a prior; its tokenizer is 'k600-semantok'" in said[2]
+    assert "is a prior, not a tokenizer; its tokenizer is 'k600-semantok'" in said[2]
 
 
 def test_an_unknown_name_is_one_line() -> None:

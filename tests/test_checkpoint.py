@@ -247,7 +247,7 @@ def test_header_without_config_or_anything(
     save_file(weights, tmp_path / "a.safetensors", {"vft": header["vft"]})
     refused(tmp_path / "a.safetensors")
     save_file(weights, tmp_path / "a.safetensors")
-    assert "neither a tokenizer of ours nor a published one" in refused(tmp_path / "a.safetensors")
+    assert "neither a file of ours nor a published one" in refused(tmp_path / "a.safetensors")
 
 
 def test_the_size_of_a_hostile_config_is_not_allocated(

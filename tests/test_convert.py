@@ -386,7 +386,7 @@ def test_a_large_file_is_never_held_twice(tmp_path: Path) -> None:
         from pathlib import Path
         import torch
         from published import SMALL_VAE, VAE_ID
-        from vft_lib import convert
+        from vft_lib import convert, loading
 
         def anonymous():
             lines = Path("/proc/self/status").read_text().splitlines()
@@ -403,7 +403,7 @@ def test_a_large_file_is_never_held_twice(tmp_path: Path) -> None:
 
         thread = threading.Thread(target=watch)
         thread.start()
-        convert.convert(sys.argv[1], sys.argv[2], dtype=torch.float16)
+        loading.convert(sys.argv[1], sys.argv[2], dtype=torch.float16)
         done.set()
         thread.join()
         print(peak[0] - before)

@@ -21,7 +21,7 @@ from published import SMALL_VAE, VAE_ID, config_of, tensors_of, vae_tensors
 from safetensors import safe_open
 from safetensors.torch import save
 
-from vft_lib import cli, convert, hub_files, load_tokenizer
+from vft_lib import cli, convert, hub_files, load_tokenizer, loading
 from vft_lib.catalog import Entry, catalog
 from vft_lib.errors import VftError
 from vft_lib.hub import SOURCES, download, fetch_sources, plan
@@ -341,7 +341,7 @@ def test_from_a_name_to_a_tokenizer(borrowing: Entry, hub: FakeHub, tmp_path: Pa
     if "SemanTok" not in str(source):
         source, vae = vae, source
     again = tmp_path / "again.safetensors"
-    assert convert.convert(source.parent, again, vae=vae) == tokenizer.fingerprint
+    assert loading.convert(source.parent, again, vae=vae) == tokenizer.fingerprint
     asked = len(hub.requests)
     assert download(borrowing.name, endpoint=hub.endpoint, note=notes.append) == path
     assert len(hub.requests) == asked

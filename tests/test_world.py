@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vft_lib import world
+from vft_lib import captions, world
 from vft_lib.world import COLORS, MOTIONS, SHAPES, Clip, make_clip
 
 
@@ -51,7 +51,8 @@ def test_overrides_change_only_what_they_name() -> None:
         painted = make_clip(seed, size=32, color=other)
         for field in ("shape", "texture", "motion", "background", "camera", "n_objects"):
             assert getattr(painted, field) == getattr(drawn, field)
-        assert painted.color == other and f" {other} " in painted.caption
+        words = captions.COLOR_WORDS.get(other, (other,))
+        assert painted.color == other and any(f" {w} " in painted.caption for w in words)
 
 
 def test_override_leaves_the_background_pixels_alone() -> None:
@@ -75,10 +76,27 @@ def test_every_name_turns_up(many: list[Clip]) -> None:
 
 def test_captions_name_colour_shape_and_motion(many: list[Clip]) -> None:
     for clip in many:
-        subject = clip.caption.split(f" {clip.color} ", 1)[1]
-        noun = next(n for n in world._NOUNS[clip.shape] if subject.startswith(n))
-        assert any(subject[len(noun) + 1 :].startswith(v) for v in world._VERBS[clip.motion])
+        hues = captions.COLOR_WORDS.get(clip.color, (clip.color,))
+        nouns, verbs = captions.NOUNS[clip.shape], captions.VERBS[clip.motion]
+        verbs += tuple(captions.participle(v) for v in verbs)
+        assert any(f" {h} {n} " in clip.caption for h in hues for n in nouns), clip.caption
+        assert any(f" {v} " in f"{clip.caption} " for v in verbs), clip.caption
     assert len({clip.caption for clip in many}) > 390
+
+
+def test_every_name_of_the_world_has_words() -> None:
+    assert tuple(captions.NOUNS) == SHAPES
+    assert tuple(captions.VERBS) == MOTIONS
+    assert tuple(captions.BACKGROUND_WORDS) == world.BACKGROUNDS
+    assert tuple(captions.CAMERA_WORDS) == world.CAMERAS
+    assert set(captions.COLOR_WORDS) <= set(COLORS)
+
+
+def test_a_scene_is_worded_in_many_ways() -> None:
+    scene = world.draw_scene(3)
+    rng = np.random.default_rng(0)
+    assert len({scene.caption(rng) for _ in range(50)}) > 40
+    assert scene.caption() == make_clip(3).caption
 
 
 def test_main_colour_shows_in_the_middle_frame() -> None:

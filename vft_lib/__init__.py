@@ -8,7 +8,8 @@ Read `tokenizer.py` first; ARCHITECTURE.md has one line per file.
 """
 
 from .errors import CheckpointError, ConfigError, TokenFileError, VftError
-from .loading import load_tokenizer
+from .loading import load_prior, load_tokenizer
+from .prior import Prior
 from .stream import decode_file, encode_file, read_video
 from .tokenizer import Tokenizer
 from .tokens import Tokens
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "Prior",
     "TokenFileError",
     "Tokenizer",
     "Tokens",
@@ -26,6 +28,7 @@ __all__ = [
     "__version__",
     "decode_file",
     "encode_file",
+    "load_prior",
     "load_tokenizer",
     "read_video",
     "write_video",

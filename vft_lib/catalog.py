@@ -165,20 +165,21 @@ def find(name: str) -> Path | None:
     return path if path and path.is_file() else None
 
 
-def locate(name: str) -> Path:
-    """The tokenizer file that a catalogue name or hub id means, once it has been downloaded; else
+def locate(name: str, kind: str = "tokenizer") -> Path:
+    """The file that a catalogue name or hub id means, once it has been downloaded; else
     CheckpointError says how to get it. Never downloads anything."""
     entry = look_up(name)
     if entry is None:
         raise CheckpointError(
-            f"no tokenizer {name!r}: neither 'default', nor an existing file, nor a name that "
+            f"no {kind} {name!r}: neither 'default', nor an existing file, nor a name that "
             "`vft download --list` shows"
         )
-    if entry.kind == "prior":
-        raise CheckpointError(f"{name} is a prior; its tokenizer is {entry.tokenizer!r}")
+    if entry.listed and entry.kind != kind:
+        its = f"; its tokenizer is {entry.tokenizer!r}" if entry.kind == "prior" else ""
+        raise CheckpointError(f"{name} is a {entry.kind}, not a {kind}{its}")
     if (path := find(name)) is None:
         raise CheckpointError(
-            f"tokenizer {name!r} is not on this machine: no such file, and none in "
+            f"{kind} {name!r} is not on this machine: no such file, and none in "
             f"{models_folder()}; `vft download {name}` fetches it ({entry.facts})"
         )
     return path

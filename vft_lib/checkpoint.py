@@ -69,15 +69,8 @@ def read_tokenizer(source: Source) -> tuple[TokenizerConfig, str, Mapping[str, T
     """Config, fingerprint and weights of a file of ours. The weights are known to be complete and
     of the right shapes, and are read when asked for. Raises CheckpointError."""
     path = source.path
+    meta, text = header_of(source, "tokenizer")
     try:
-        meta = _json(source.metadata["vft"])
-        if not isinstance(meta, dict) or meta.get("kind") != "tokenizer":
-            raise CheckpointError(f"{path} is a safetensors file, but not a VFT tokenizer")
-        if meta.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path} has format {meta.get('format')!r}; this program reads {FORMAT}: update it"
-            )
-        text = source.metadata.get("config", "null")
         config = TokenizerConfig.from_json(text)
     except ConfigError as e:
         raise CheckpointError(f"{path}: {e}") from None
@@ -88,11 +81,23 @@ def read_tokenizer(source: Source) -> tuple[TokenizerConfig, str, Mapping[str, T
     return config, str(meta.get("fingerprint")), source
 
 
-def _json(text: str) -> object:
+def header_of(source: Source, kind: str) -> tuple[dict[str, object], str]:
+    """What the header of a file of ours says: facts, and the config's text. CheckpointError if it
+    is of another kind than `kind`, or of another format."""
     try:
-        return json.loads(text)
+        meta = json.loads(source.metadata.get("vft", "null"))
     except (ValueError, RecursionError):
-        return None
+        meta = None
+    found = meta.get("kind") if isinstance(meta, dict) else None
+    if not isinstance(meta, dict) or found != kind:
+        what = f"a VFT {found}" if isinstance(found, str) else "a safetensors file"
+        raise CheckpointError(f"{source.path} is {what[:40]}, but not a VFT {kind}")
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{source.path} has format {meta.get('format')!r}; this program reads {FORMAT}: "
+            "update it"
+        )
+    return meta, source.metadata.get("config", "null")
 
 
 def check_shapes(
@@ -101,9 +106,16 @@ def check_shapes(
 ) -> None:  # fmt: skip
     """CheckpointError unless exactly the tensors of such a tokenizer are there. `names` are the
     ones that the reader of a message knows, where they differ from ours."""
-    names = names or {}
     with torch.device("meta"):
-        wanted = {k: list(v.shape) for k, v in Tokenizer(config).state_dict().items()}
+        same_shapes(shapes, Tokenizer(config).state_dict(), where, names or {})
+
+
+def same_shapes(
+    shapes: Mapping[str, list[int]], model: Mapping[str, Tensor], where: str,
+    names: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """CheckpointError unless these are the names and shapes of the model's weights."""
+    names, wanted = names or {}, {k: list(v.shape) for k, v in model.items()}
     for key in wanted.keys() ^ shapes.keys():
         state = "misses" if key in wanted else "has an unexpected"
         known = f" ({names[key]!r} in the file)" if key in names else ""

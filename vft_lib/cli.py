@@ -1,4 +1,5 @@
-"""The command line: `vft demo | encode | truncate | decode | info | download | train`.
+"""The command line: `vft demo | encode | truncate | decode | info | generate | refine | surprise |
+convert | parity | download | train`.
 
 Results go to stdout (one JSON object under `--json`), progress and notes to stderr. A problem the
 user can fix is one line on stderr and exit code 2; Ctrl-C is 130.
@@ -20,6 +21,8 @@ from tqdm import tqdm
 from .errors import VftError
 
 if TYPE_CHECKING:
+    import torch
+
     from .tokenizer import Tokenizer
     from .tokens import Tokens
 
@@ -48,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `func`."""
+    from .cli_prior import add_prior_commands
     from .hub_cli import add_download_parser
     from .train.cli import add_train_parser
 
@@ -80,7 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("--budget", type=int, metavar="K", help="tokens per latent frame")
     truncate = command("truncate", _truncate, "token file -> the same clip with fewer tokens")
     truncate.add_argument("tokens", type=Path, metavar="T.vft")
-    truncate.add_argument("-k", "--budget", type=int, required=True, metavar="K")
+    truncate.add_argument("-k", "--budget", type=int, metavar="K")
+    truncate.add_argument("--auto", action="store_true", help="the smallest K that says enough")
+    truncate.add_argument("--keep-bits", type=number, default=0.9, metavar="SHARE",
+                          help="how much --auto keeps of the clip's information (0.9)")  # fmt: skip
+    truncate.add_argument("--prior", default="default", metavar="NAME|PATH", help="of --auto")
     truncate.add_argument("-o", "--out", type=Path, required=True, metavar="U.vft")
     decode = command("decode", _decode, "token file -> mp4")
     decode.add_argument("tokens", type=Path, metavar="T.vft")
@@ -95,14 +103,17 @@ def build_parser() -> argparse.ArgumentParser:
     info = command("info", _info, "facts about a token file, a tokenizer or a clip")
     info.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: --tokenizer")
     for sub in (demo, encode):
-        sub.add_argument("--fps", type=_number, metavar="F", help="default: the tokenizer's")
+        sub.add_argument("--fps", type=number, metavar="F", help="default: the tokenizer's")
         sub.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop")
     for sub in (demo, decode):
         sub.add_argument("--steps", type=int, metavar="N", help="sampling steps")
-        sub.add_argument("--guidance", type=_number, metavar="G", help="1: none")
-        sub.add_argument("--seed", type=_seed, default=0, metavar="S")
+        sub.add_argument("--guidance", type=number, metavar="G", help="1: none")
+        sub.add_argument("--seed", type=seed_number, default=0, metavar="S")
         sub.add_argument("--no-audio", action="store_true")
-    convert = commands.add_parser("convert", help="published tokenizer -> one file of ours")
+    add_prior_commands(command)
+    convert = commands.add_parser(
+        "convert", help="published tokenizer or prior -> one file of ours"
+    )
     convert.set_defaults(func=_convert)
     convert.add_argument("src", type=Path, metavar="SRC", help="published folder or single file")
     convert.add_argument("dst", type=Path, metavar="DST.safetensors")
@@ -130,8 +141,8 @@ def _demo(args: argparse.Namespace) -> None:
     except ValueError:
         raise VftError(f"--budgets {' '.join(args.budgets)}: give numbers, as in 1 4 16") from None
     rows = run_demo(
-        _load(args), args.clip, budgets, args.out, steps=args.steps, guidance=args.guidance,
-        seed=args.seed, fps=args.fps, fit=args.fit, audio=not args.no_audio,
+        load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps,
+        guidance=args.guidance, seed=args.seed, fps=args.fps, fit=args.fit, audio=not args.no_audio,
         progress=args.bars, on_problem=_note,
     )  # fmt: skip
     lines = [f"{'budget':>7}{'tokens':>9}{'bytes':>9}{'PSNR dB':>9}{'SSIM':>8}{'seconds':>9}"]
@@ -145,7 +156,7 @@ def _demo(args: argparse.Namespace) -> None:
     print(table, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         facts = json.loads((args.out / "table.json").read_text())
-        _answer(args, "", {"out": args.out} | facts)
+        answer(args, "", {"out": args.out} | facts)
 
 
 def _encode(args: argparse.Namespace) -> None:
@@ -154,16 +165,21 @@ def _encode(args: argparse.Namespace) -> None:
     if not args.out.parent.is_dir() or args.out.is_dir():  # before the work, not after it
         raise VftError(f"cannot write {args.out}: give a file name in an existing folder")
     tokens = encode_file(
-        _load(args), args.clip, budget=args.budget, fps=args.fps, fit=args.fit,
+        load_tokenizer_for(args), args.clip, budget=args.budget, fps=args.fps, fit=args.fit,
         progress=args.bars("encode"), on_problem=_note,
     )  # fmt: skip
-    _save(args, tokens)
+    save_tokens(args, tokens, args.out)
 
 
 def _truncate(args: argparse.Namespace) -> None:
+    from .cli_prior import auto_budget
     from .tokens import Tokens
 
-    _save(args, Tokens.load(args.tokens).truncate(args.budget))
+    if (args.budget is None) == (not args.auto):
+        raise VftError("give a budget with -k K, or --auto to have one chosen")
+    tokens = Tokens.load(args.tokens)
+    budget = auto_budget(args, tokens) if args.auto else args.budget
+    save_tokens(args, tokens.truncate(budget), args.out)
 
 
 def _decode(args: argparse.Namespace) -> None:
@@ -174,13 +190,14 @@ def _decode(args: argparse.Namespace) -> None:
     tokens = tokens if args.budget is None else tokens.truncate(args.budget)
     audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
     frames = decode_file(
-        _load(args), tokens, args.out, steps=args.steps, guidance=args.guidance, seed=args.seed,
+        load_tokenizer_for(args), tokens, args.out, steps=args.steps, guidance=args.guidance,
+        seed=args.seed,
         first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
         progress=args.bars("decode"), on_problem=_note,
     )  # fmt: skip
     facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
     text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} tokens"
-    _answer(args, text + f", sound of {audio}" * bool(audio), facts | {"audio_from": audio})
+    answer(args, text + f", sound of {audio}" * bool(audio), facts | {"audio_from": audio})
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -192,18 +209,18 @@ def _info(args: argparse.Namespace) -> None:
         args.tokenizer = args.tokenizer if file is None else str(file)
         facts = _tokenizer_facts(args)
     elif kind == ".vft":
-        facts = _token_facts(file, Tokens.load(file))
+        facts = token_facts(file, Tokens.load(file))
     else:
         facts = {"file": file, "kind": "clip"} | dataclasses.asdict(probe(file))
     lines = [f"{name.replace('_', ' '):18}{_plain(value)}" for name, value in facts.items()]
-    _answer(args, "\n".join(lines), facts)
+    answer(args, "\n".join(lines), facts)
 
 
 def _convert(args: argparse.Namespace) -> None:
     import torch
 
-    from .convert import convert
     from .hub_cli import DTYPES
+    from .loading import convert
 
     dtype = getattr(torch, DTYPES[args.dtype]) if args.dtype else None
     if args.dst.suffix != ".safetensors":
@@ -211,7 +228,7 @@ def _convert(args: argparse.Namespace) -> None:
     mark = convert(args.src, args.dst, dtype=dtype, vae=args.vae, name=args.name)
     size = args.dst.stat().st_size
     facts = {"file": args.dst, "fingerprint": mark, "file_bytes": size}
-    _answer(args, f"{args.dst}: tokenizer {mark}, {size / 1e6:.1f} MB", facts)
+    answer(args, f"{args.dst}: {mark}, {size / 1e6:.1f} MB", facts)
 
 
 def _parity(args: argparse.Namespace) -> int:
@@ -227,17 +244,16 @@ def _parity(args: argparse.Namespace) -> int:
     failed = sum(not r.ok for r in results)
     rows = [dataclasses.asdict(r) | {"ok": r.ok} for r in results]
     text = f"{len(results) - failed} of {len(results)} checks passed"
-    _answer(args, text, {"checks": rows, "failed": failed})
+    answer(args, text, {"checks": rows, "failed": failed})
     return 1 if failed else 0
 
 
 # ------------------------------------------------------------------ what they share
 
 
-def _load(args: argparse.Namespace) -> Tokenizer:
+def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device | None, torch.dtype | None]:
+    """What --device and --dtype ask for; None: automatic."""
     import torch
-
-    from .loading import load_tokenizer
 
     try:
         device = None if args.device == "auto" else torch.device(args.device)
@@ -245,7 +261,14 @@ def _load(args: argparse.Namespace) -> Tokenizer:
         raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
     if device is not None and device.type == "cuda" and not torch.cuda.is_available():
         raise VftError("this machine has no CUDA device that torch can use; give --device cpu")
-    dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
+    return device, None if args.dtype == "auto" else getattr(torch, args.dtype)
+
+
+def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
+    """The tokenizer of --tokenizer, where --device and --dtype say."""
+    from .loading import load_tokenizer
+
+    device, dtype = device_and_dtype(args)
     return load_tokenizer(args.tokenizer, device=device, dtype=dtype)
 
 
@@ -261,7 +284,8 @@ def _sound_beside(file: Path, tokens: Tokens) -> Path | None:
         return None
 
 
-def _token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
+def token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
+    """What there is to say of a token file."""
     t, k = tokens.ids.shape[1:]
     facts = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
     del facts["ids"]
@@ -277,7 +301,7 @@ def _tokenizer_facts(args: argparse.Namespace) -> dict[str, Any]:
 
     from .loading import resolve
 
-    model = _load(args)
+    model = load_tokenizer_for(args)
     path = resolve(args.tokenizer)
     with safe_open(path, "np") as f:
         licence = (f.metadata() or {}).get("license")
@@ -294,16 +318,17 @@ def _tokenizer_facts(args: argparse.Namespace) -> dict[str, Any]:
     return facts | ({"license": licence} if licence else {})
 
 
-def _save(args: argparse.Namespace, tokens: Tokens) -> None:
-    tokens.save(args.out)
-    facts = _token_facts(args.out, tokens)
+def save_tokens(args: argparse.Namespace, tokens: Tokens, out: Path) -> None:
+    """Write a token file and say what is in it."""
+    tokens.save(out)
+    facts = token_facts(out, tokens)
     t, k = facts["grid"]
     text = (
-        f"{args.out}: {t} x {k} = {tokens.count} tokens, {tokens.id_bytes} bytes "
+        f"{out}: {t} x {k} = {tokens.count} tokens, {tokens.id_bytes} bytes "
         f"({facts['file_bytes']} with header), {tokens.frames} frames at {tokens.fps:g} fps, "
         f"{facts['bits_per_second']:.0f} bit/s"
     )
-    _answer(args, text, facts)
+    answer(args, text, facts)
 
 
 def _plain(value: Any) -> str:
@@ -312,7 +337,8 @@ def _plain(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _answer(args: argparse.Namespace, text: str, facts: dict[str, Any]) -> None:
+def answer(args: argparse.Namespace, text: str, facts: dict[str, Any]) -> None:
+    """A command's result: a text, or under --json one object."""
     args.bars.close()
     print(json.dumps(facts, default=str) if args.json else text)
 
@@ -321,13 +347,15 @@ def _note(message: str) -> None:
     tqdm.write(f"vft: note: {message}", file=sys.stderr)
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """A finite number."""
     if not math.isfinite(float(text)):
         raise ValueError
     return float(text)
 
 
-def _seed(text: str) -> int:
+def seed_number(text: str) -> int:
+    """A seed that torch's generators take."""
     if not 0 <= int(text) < 1 << 63:
         raise ValueError
     return int(text)

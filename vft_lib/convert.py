@@ -13,14 +13,13 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import yaml
 from torch import Tensor
 
-from .checkpoint import check_shapes, fingerprint, save_tokenizer
+from .checkpoint import check_shapes
 from .config import (
     DecoderConfig,
     DecoderStep,
@@ -81,36 +80,21 @@ def read_published(
         shapes |= {k: vae.shapes[key] for k, key in foreign.items()}
         places |= {k: (vae, key) for k, key in foreign.items()}
     config, ours = plan(data, shapes, name, where)
-    return config, _Renamed(config, {k: places[key] for k, key in ours.items()})
+    return config, Renamed({k: places[key] for k, key in ours.items()}, _wanted(config))
 
 
-def convert(
-    src: str | Path, dst: str | Path, *, dtype: torch.dtype | None = None,
-    vae: str | Path | None = None, name: str | None = None, license: str | None = None,
-) -> str:  # fmt: skip
-    """Write a published folder or file as our single file, its weights cast to `dtype` (None: as
-    they are). Returns the fingerprint, which is the same whatever `dtype` is."""
-    source = Source.open(src)
-    if "vft" in source.metadata:
-        raise CheckpointError(f"{src} is a file of ours already; use it as it is")
-    config, weights = read_published(source, vae=Source.open(vae) if vae else None, name=name)
-    return save_tokenizer(
-        dst, config, weights, dtype, mark=fingerprint(config, weights),
-        license=license or "that of the published file it was converted from",
-    )  # fmt: skip
+class Renamed(Mapping[str, Tensor]):
+    """Published tensors under our names, read when asked for; reshaped where `shapes` says: the
+    autoencoder's 1 x 1 and temporal kernels are stored with axes of length one that ours lack."""
 
-
-class _Renamed(Mapping[str, Tensor]):
-    """Published tensors under our names. The autoencoder's 1 x 1 and temporal kernels are stored
-    with axes of length one that ours do not have."""
-
-    def __init__(self, config: TokenizerConfig, places: dict[str, tuple[Source, str]]) -> None:
-        self.places = places
-        self.wanted = _wanted(config)
+    def __init__(
+        self, places: dict[str, tuple[Source, str]], shapes: Mapping[str, torch.Size] | None = None
+    ) -> None:
+        self.places, self.shapes = places, shapes
 
     def __getitem__(self, name: str) -> Tensor:
         source, key = self.places[name]
-        return source[key].reshape(self.wanted[name])
+        return source[key] if self.shapes is None else source[key].reshape(self.shapes[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
@@ -119,18 +103,22 @@ class _Renamed(Mapping[str, Tensor]):
         return len(self.places)
 
 
-def read_config(source: Source) -> dict[str, Any]:
-    """`config.json` of a folder, or the entries of a single file's header, as plain data."""
+TOKENIZER_ENTRIES = frozenset({"video_flex_tok", "videoflextok", "config"})
+
+
+def read_config(source: Source, known: frozenset[str] = TOKENIZER_ENTRIES) -> dict[str, Any]:
+    """`config.json` of a folder, or the entries of a single file's header (in which one of `known`
+    must stand), as plain data."""
     file = source.path / "config.json"
     if source.path.is_dir():
         if not file.is_file() or file.stat().st_size > CONFIG_BYTES:
             raise CheckpointError(f"{file} is missing, or no config: the folder is not a tokenizer")
         return parse_config(file.read_bytes(), str(file))
     entries = {k: _literal(v) for k, v in source.metadata.items()}
-    if not entries.keys() & {"video_flex_tok", "videoflextok", "config"}:
+    if not entries.keys() & known:
         raise CheckpointError(
-            f"{source.path} is neither a tokenizer of ours nor a published one: its header holds "
-            "no config (a published folder is given as the folder, not as the file in it)"
+            f"{source.path} is neither a file of ours nor a published one: its header holds no "
+            "config (a published folder is given as the folder, not as the file in it)"
         )
     entries.pop("format", None)  # "pt": whose tensors they are, written by most tools
     return entries

@@ -55,8 +55,6 @@ def download(
             f"no model {name!r} in the catalogue: `vft download --list` shows the names, and a hub "
             "id org/repo works too"
         )
-    if entry.kind != "tokenizer":
-        raise VftError(f"{name} is a {entry.kind}; this version converts tokenizers only")
     folder = models_folder() if to is None else Path(to).absolute()
     target, note = folder / entry.file_name, note or (lambda line: None)
     if target.is_file():
@@ -105,7 +103,7 @@ def fetch_sources(
 def _convert(
     offers: Sequence[Offer], sources: Sequence[Path], target: Path, dtype: torch.dtype | None
 ) -> None:
-    from .convert import convert
+    from .loading import convert
 
     entry, vae = offers[0].entry, sources[1] if len(sources) > 1 else None
     # Without a config.json it is in the weight file, and that file is what is converted.

@@ -32,12 +32,12 @@ def add_download_parser(subparsers: Any) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from .cli import _answer, _note
+    from .cli import _note, answer
 
     if args.list == bool(args.name):
         raise VftError("give either the NAME of a model or --list")
     if args.list:
-        _answer(args, *_catalogue())
+        answer(args, *_catalogue())
         return
     if not args.yes and not sys.stdin.isatty():
         raise VftError("there is no terminal to ask on; --yes agrees to the licence and the size")
@@ -57,7 +57,7 @@ def _download(args: argparse.Namespace) -> None:
     facts = {"name": entry.name, "kind": entry.kind, "file": path, "file_bytes": size}
     use = f"use it with --tokenizer {args.name if path.parent == models_folder() else path}"
     use = f"it writes ids of {entry.tokenizer}" if entry.kind == "prior" else use
-    _answer(args, f"{path}: {in_units(size)}; {use}", facts)
+    answer(args, f"{path}: {in_units(size)}; {use}", facts)
 
 
 def _confirm(offers: Sequence[Offer], target: Path, unasked: bool) -> bool:

@@ -1,27 +1,35 @@
-"""A model by its name: ours, published, or the default in the package."""
+"""Models by their names: ours, published, or the defaults in the package; and published to ours."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from .catalog import locate
-from .checkpoint import fingerprint, read_tokenizer
-from .convert import read_published
-from .tensor_files import Source
+from .checkpoint import fingerprint, read_tokenizer, save_tokenizer
+from .convert import TOKENIZER_ENTRIES, read_config, read_published
+from .convert_prior import PRIOR_ENTRIES, is_prior, read_published_prior
+from .errors import CheckpointError
+from .prior import Prior
+from .prior_checkpoint import read_prior, save_prior
+from .tensor_files import Source, digest
 from .tokenizer import Tokenizer
 
-DEFAULT = Path(__file__).resolve().parent.parent / "weights" / "default.safetensors"
-PACKAGED = Path(__file__).resolve().parent / "weights" / "default.safetensors"
+# weights/ of a checkout, and vft_lib/weights once installed
+WEIGHTS = (Path(__file__).resolve().parent.parent / "weights", Path(__file__).parent / "weights")
 
 
-def resolve(name: str | Path) -> Path:
+def resolve(name: str | Path, kind: str = "tokenizer") -> Path:
     """The file or folder that `name` means: `"default"`, an existing path, or the name of a model
     that has been downloaded. CheckpointError says how to get what is not there."""
     if str(name) == "default":
-        return DEFAULT if DEFAULT.exists() else PACKAGED
-    return Path(name) if Path(name).exists() else locate(str(name))
+        file = "default.safetensors" if kind == "tokenizer" else "prior.safetensors"
+        return next((w / file for w in WEIGHTS if (w / file).exists()), WEIGHTS[1] / file)
+    return Path(name) if Path(name).exists() else locate(str(name), kind)
 
 
 def load_tokenizer(
@@ -37,10 +45,7 @@ def load_tokenizer(
     on the CPU. Raises CheckpointError, with one line, for anything but a sound file.
     """
     path = resolve(name)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    device, dtype = _place(device, dtype)
     source = Source.open(path)
     if "vft" in source.metadata:
         config, mark, weights = read_tokenizer(source)
@@ -49,7 +54,62 @@ def load_tokenizer(
         mark = fingerprint(config, weights)
     with torch.device("meta"):
         tokenizer = Tokenizer(config, mark)
-    # One tensor at a time: a large model is never held in two dtypes at once.
+    return _filled(tokenizer, weights, device, dtype)
+
+
+def load_prior(
+    name: str | Path = "default", *, device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Prior:  # fmt: skip
+    """A prior ready to use; `name`, `device`, `dtype` and errors as in :func:`load_tokenizer`."""
+    path = resolve(name, "prior")
+    device, dtype = _place(device, dtype)
+    source = Source.open(path)
+    if "vft" in source.metadata:
+        config, mark, weights = read_prior(source)
+    else:
+        config, weights = read_published_prior(source)
+        mark = digest(config.to_json(), weights)
+    with torch.device("meta"):
+        prior = Prior(config, mark)
+    return _filled(prior, weights, device, dtype).to(device)
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _filled(
+    model: Model, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
+) -> Model:
+    """One tensor at a time: a large model is never held in two dtypes at once."""
     state = {k: weights[k].to(device, dtype) for k in weights}
-    tokenizer.load_state_dict(state, strict=True, assign=True)
-    return tokenizer.eval().requires_grad_(False)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _place(
+    device: str | torch.device | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def convert(
+    src: str | Path, dst: str | Path, *, dtype: torch.dtype | None = None,
+    vae: str | Path | None = None, name: str | None = None, license: str | None = None,
+) -> str:  # fmt: skip
+    """Write a published tokenizer or prior (folder or single file) as our single file, its weights
+    cast to `dtype` (None: as they are). Where a tokenizer's file has no video autoencoder it is
+    taken from `vae`. Returns the fingerprint, of a tokenizer the same whatever `dtype` is."""
+    source = Source.open(src)
+    if "vft" in source.metadata:
+        raise CheckpointError(f"{src} is a file of ours already; use it as it is")
+    license = license or "that of the published file it was converted from"
+    if is_prior(read_config(source, TOKENIZER_ENTRIES | PRIOR_ENTRIES)):
+        prior, weights = read_published_prior(source, name)
+        return save_prior(dst, prior, weights, dtype, license=license)
+    config, weights = read_published(source, vae=Source.open(vae) if vae else None, name=name)
+    mark = fingerprint(config, weights)
+    return save_tokenizer(dst, config, weights, dtype, mark=mark, license=license)

@@ -23,7 +23,10 @@ from torch import Tensor
 
 from . import flow
 from .convert import fit, parse_config, plan
+from .convert_prior import is_prior, prior_plan
 from .errors import CheckpointError, VftError
+from .prior import Prior
+from .prior_network import Condition
 from .tokenizer import Tokenizer
 from .tokens import Tokens
 
@@ -70,7 +73,10 @@ def run_case(folder: str | Path) -> Iterator[Result]:
         io = load_file(folder / "io.safetensors")
     except (OSError, SafetensorError, ValueError) as e:
         raise CheckpointError(f"{folder}/io.safetensors is not readable: {e}") from None
-    run = _tokenizer_ops(_tokenizer(folder, case, config, state))
+    if is_prior(config):
+        run = _prior_ops(_prior(folder, config, state))
+    else:
+        run = _tokenizer_ops(_tokenizer(folder, case, config, state))
     for check in case.get("checks", []):
         try:
             op, tol = check["op"], float(check["tol"])
@@ -109,14 +115,8 @@ def make_weights(
 def _tokenizer(
     folder: Path, case: dict[str, Any], config: dict[str, Any], state: dict[str, Any]
 ) -> Tokenizer:
-    try:
-        shapes = {k: [int(n) for n in v["shape"]] for k, v in state.items()}
-    except (KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{folder}/state.json: an entry lacks or mistypes {e}") from None
-    if sum(map(math.prod, shapes.values())) > MAX_ELEMENTS:
-        raise CheckpointError(f"{folder}/state.json describes more than {MAX_ELEMENTS} numbers")
     has_vae = bool(case.get("has_vae"))
-    known, names = fit(shapes)
+    known, names = fit(_shapes(folder, state))
     ours_config, ours = plan(config, known, folder.name, str(folder), has_vae=has_vae)
     with torch.device("meta"):
         tokenizer = Tokenizer(ours_config, "parity")
@@ -128,18 +128,61 @@ def _tokenizer(
     return tokenizer.eval().requires_grad_(False)
 
 
+def _prior(folder: Path, config: dict[str, Any], state: dict[str, Any]) -> Prior:
+    ours_config, ours = prior_plan(config, _shapes(folder, state), folder.name)
+    with torch.device("meta"):
+        prior = Prior(ours_config)
+    weights = {k: make_weights(state, key) for k, key in ours.items()}
+    prior.load_state_dict(weights, strict=True, assign=True)
+    return prior.eval().requires_grad_(False)
+
+
+def _shapes(folder: Path, state: dict[str, Any]) -> dict[str, list[int]]:
+    try:
+        shapes = {k: [int(n) for n in v["shape"]] for k, v in state.items()}
+        for entry in state.values():
+            float(entry["mean"]), float(entry["std"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{folder}/state.json: an entry lacks or mistypes {e}") from None
+    if sum(map(math.prod, shapes.values())) > MAX_ELEMENTS:
+        raise CheckpointError(f"{folder}/state.json describes more than {MAX_ELEMENTS} numbers")
+    return shapes
+
+
 Op = Callable[[dict[str, Any], dict[str, Tensor]], Iterator[tuple[str, Tensor]]]
+
+
+def single(compute: Callable[[dict[str, Any], dict[str, Tensor]], Tensor]) -> Op:
+    """An op that computes one expected tensor."""
+
+    @torch.inference_mode()
+    def op(check: dict[str, Any], io: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield check["expect"], compute(check, io)
+
+    return op
+
+
+def _prior_ops(prior: Prior) -> dict[str, Op]:
+    def condition(c: dict[str, Any], io: dict[str, Tensor], batch: int, guided: bool) -> Condition:
+        classes = torch.tensor(c["class_ids"]) if c.get("class_ids") else None
+        states = io[c["text"]] if c.get("text") else None
+        mask = io[c["text_mask"]] if c.get("text_mask") else None
+        return prior.network.condition(batch, classes, states, mask, guided=guided)
+
+    def logits(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
+        ids = io[c["ids"]].long()
+        return prior.network(ids, condition(c, io, len(ids), guided=False))
+
+    def greedy(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
+        guidance, batch = float(c["guidance"]), len(io[c["expect"]])
+        given = condition(c, io, batch, guided=guidance != 1)
+        return prior.sample(given, c["length"], guidance=guidance)
+
+    return {"prior_logits": single(logits), "prior_greedy": single(greedy)}
 
 
 def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
     """Each op: (check, tensors of the case) -> names of expected tensors and what we compute."""
-
-    def single(compute: Callable[[dict[str, Any], dict[str, Tensor]], Tensor]) -> Op:
-        @torch.inference_mode()
-        def op(check: dict[str, Any], io: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-            yield check["expect"], compute(check, io)
-
-        return op
 
     def velocity(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
         codes = tok.fsq.codes(io[c["ids"]].long())

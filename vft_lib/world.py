@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .captions import describe
+
 Array = npt.NDArray[Any]
 
 COLORS: dict[str, tuple[float, float, float]] = {
@@ -373,119 +375,53 @@ def _paint(canvas: Array, obj: _Object, pan: Array, zoom: Array) -> None:
     canvas[where] = under + alpha * (paint - under)
 
 
-# --- captions ---------------------------------------------------------------------------------
-
-_NOUNS: dict[str, tuple[str, ...]] = {
-    "ball": ("ball", "ball", "circle", "disc"),
-    "square": ("square", "square", "box"),
-    "triangle": ("triangle",),
-    "star": ("star",),
-    "ring": ("ring", "ring", "hoop"),
-    "cross": ("cross", "cross", "plus sign"),
-    "heart": ("heart",),
-    "diamond": ("diamond", "diamond", "rhombus"),
-}
-_VERBS: dict[str, tuple[str, ...]] = {
-    "still": ("stays still", "rests in place", "stands motionless", "does not move"),
-    "move_left": ("moves left", "moves to the left", "slides left", "travels to the left"),
-    "move_right": ("moves right", "moves to the right", "slides right", "travels to the right"),
-    "move_up": ("moves up", "rises", "floats upwards", "moves to the top"),
-    "move_down": ("moves down", "falls", "sinks downwards", "moves to the bottom"),
-    "move_diagonal": ("moves diagonally", "slides diagonally", "travels diagonally"),
-    "bounce_horizontal": (
-        "bounces from side to side", "bounces horizontally", "bounces left and right",
-    ),
-    "bounce_vertical": ("bounces up and down", "bounces vertically", "hops up and down"),
-    "circle_clockwise": ("circles clockwise", "moves in a clockwise circle", "orbits clockwise"),
-    "circle_counterclockwise": (
-        "circles counterclockwise", "moves in a counterclockwise circle", "orbits counterclockwise",
-    ),
-    "spin": ("spins", "spins in place", "rotates", "turns around its center"),
-    "grow": ("grows", "gets bigger", "grows larger"),
-    "shrink": ("shrinks", "gets smaller", "becomes smaller"),
-    "pulse": ("pulses", "pulsates", "grows and shrinks again and again"),
-    "zigzag": ("zigzags", "moves in a zigzag", "weaves up and down as it crosses"),
-    "shake": ("shakes", "trembles", "jitters in place"),
-}  # fmt: skip
-_CAMERA_WORDS: dict[str, tuple[str, ...]] = {
-    "static": ("the camera holds still", "the camera does not move"),
-    "pan_left": ("the camera pans left", "the camera pans to the left"),
-    "pan_right": ("the camera pans right", "the camera pans to the right"),
-    "zoom_in": ("the camera zooms in", "the camera moves closer"),
-    "zoom_out": ("the camera zooms out", "the camera pulls back"),
-}
-_BACKGROUND_WORDS: dict[str, tuple[str, ...]] = {
-    "plain": ("on a plain {a} background", "on {a}", "against a {a} background"),
-    "gradient": ("on a {a} and {b} gradient", "on a gradient from {a} to {b}"),
-    "clouds": ("against {a} and {b} clouds", "in front of soft {b} clouds"),
-    "spotlight": ("in front of a {a} glow on {b}", "on {b} with a soft {a} light"),
-    "horizon": ("with {b} ground below a {a} sky", "over a {b} floor"),
-    "checkerboard": ("in front of a checkerboard", "on a {a} and {b} checkerboard"),
-    "stripes": ("in front of {a} and {b} stripes", "on a striped {a} background"),
-}
-
-
-def _article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
-
-
-def describe(
-    rng: np.random.Generator,
-    *,
-    color: str,
-    shape: str,
-    motion: str,
-    texture: str = "plain",
-    background: str = "plain",
-    background_colors: tuple[str, str] = ("gray", "silver"),
-    camera: str = "static",
-    heading: str = "",
-    size_word: str = "",
-    others: tuple[tuple[str, str], ...] = (),
-) -> str:
-    """A one-sentence English caption, with wording and optional details picked by `rng`.
-
-    Colour, shape and motion of the main object are always named. `heading` is an adverb that
-    may follow the motion ("to the left"), `size_word` an adjective ("big"), and `others` are
-    the (color, shape) of the smaller objects. The number of draws does not depend on the
-    arguments, so the same `rng` state words two scenes alike. Raises ValueError for a name
-    that is not in the tables of this module.
-    """
-    _check("color", color, tuple(COLORS))
-    _check("shape", shape, SHAPES)
-    _check("motion", motion, MOTIONS)
-    _check("texture", texture, TEXTURES)
-    _check("background", background, BACKGROUNDS)
-    _check("camera", camera, CAMERAS)
-    roll = rng.random(12)
-
-    def pick(options: tuple[str, ...], which: int) -> str:
-        return options[int(roll[which] * len(options))]
-
-    adjectives = [size_word] if size_word and roll[0] < 0.5 else []
-    if texture != "plain" and roll[1] < 0.7:
-        adjectives.append(texture)
-    subject = _article(" ".join([*adjectives, color, pick(_NOUNS[shape], 2)]))
-    action = pick(_VERBS[motion], 3)
-    if heading and roll[4] < 0.6:
-        action += f" {heading}"
-    parts = [f"{subject} {action}"]
-    if roll[5] < 0.6:
-        first, second = background_colors
-        parts.append(pick(_BACKGROUND_WORDS[background], 6).format(a=first, b=second))
-    if others and roll[7] < 0.75:
-        things = " and ".join(_article(f"small {c} {s}") for c, s in others)
-        parts.append(f"{pick(('next to', 'near', 'together with'), 8)} {things}")
-    sentence = " ".join(parts)
-    if roll[9] < (0.8 if camera != "static" else 0.08):
-        words = pick(_CAMERA_WORDS[camera], 10)
-        sentence += f" {'as' if roll[11] < 0.4 and camera != 'static' else 'while'} {words}"
-    elif roll[11] < 0.15:
-        sentence = f"a video in which {sentence}"
-    return sentence
-
-
 # --- the clip ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that was drawn for a clip, before a pixel of it is rendered."""
+
+    main: _Object
+    smaller: tuple[_Object, ...]
+    background: _Background
+    camera: str
+    wording: int
+    """Seed of the caption's wording."""
+
+    def caption(self, rng: np.random.Generator | None = None) -> str:
+        """A caption; `rng` picks another wording than the scene's own."""
+        main = self.main
+        big = "big" if main.radius > 0.36 else "small" if main.radius < 0.3 else ""
+        return describe(
+            np.random.Generator(np.random.PCG64(self.wording)) if rng is None else rng,
+            color=main.color,
+            shape=main.shape,
+            motion=main.motion,
+            texture=main.texture,
+            background=self.background.kind,
+            background_colors=self.background.colors,
+            camera=self.camera,
+            heading=_heading(main),
+            size_word="" if main.motion in ("grow", "shrink", "pulse") else big,
+            others=tuple((obj.color, obj.shape) for obj in self.smaller),
+        )
+
+    def render(self, frames: int, size: int) -> npt.NDArray[np.uint8]:
+        """uint8 [frames, size, size, 3], made for 8 frames per second."""
+        if frames < 1:
+            raise ValueError(f"frames is {frames}; it must be at least 1")
+        if size < 16:
+            raise ValueError(f"size is {size}; it must be at least 16 pixels")
+        pan, zoom = _camera(self.camera, frames)
+        pixels = (np.arange(size) + 0.5) * (2 / size) - 1
+        x = (pixels / zoom[:, None] + pan[:, None]).astype(np.float32)[:, None, :]
+        y = (pixels / zoom[:, None]).astype(np.float32)[:, :, None]
+        still = _background_video(self.background, x, y, size / 2)
+        canvas = np.array(np.broadcast_to(still, (frames, size, size, 3)), np.float32, order="C")
+        for obj in (*self.smaller, self.main):
+            _paint(canvas, obj, pan, zoom)
+        return (canvas * 255 + 0.5).astype(np.uint8)
 
 
 def _check(what: str, name: str, allowed: tuple[str, ...]) -> None:
@@ -502,26 +438,13 @@ def _heading(obj: _Object) -> str:
     return ""
 
 
-def make_clip(
-    seed: int,
-    *,
-    frames: int = 17,
-    size: int = 64,
-    color: str | None = None,
-    shape: str | None = None,
-    motion: str | None = None,
-) -> Clip:
-    """Draw, render and caption the scene of `seed` (an integer >= 0).
-
-    The video is uint8 [frames, size, size, 3], made for 8 frames per second. `color`, `shape`
-    and `motion` replace what was drawn for the main object and leave the rest of the scene
-    alone, with one exception: a plain ball or ring that spins becomes striped, because nobody
-    could see it spin. Raises ValueError for an unknown name, frames < 1, size < 16 or seed < 0.
-    """
-    if frames < 1:
-        raise ValueError(f"frames is {frames}; it must be at least 1")
-    if size < 16:
-        raise ValueError(f"size is {size}; it must be at least 16 pixels")
+def draw_scene(
+    seed: int, *, color: str | None = None, shape: str | None = None, motion: str | None = None
+) -> Scene:
+    """Draw the scene of `seed` (an integer >= 0). `color`, `shape` and `motion` replace what was
+    drawn for the main object and leave the rest of the scene alone, with one exception: a plain
+    ball or ring that spins becomes striped, because nobody could see it spin. Raises ValueError
+    for an unknown name or seed < 0."""
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -544,38 +467,30 @@ def make_clip(
     )
     if main.motion == "spin" and main.shape in ("ball", "ring") and main.texture == "plain":
         main = replace(main, texture="striped")
+    return Scene(main, tuple(smaller), background, camera, int(rng.integers(1 << 62)))
 
-    pan, zoom = _camera(camera, frames)
-    pixels = (np.arange(size) + 0.5) * (2 / size) - 1
-    x = (pixels / zoom[:, None] + pan[:, None]).astype(np.float32)[:, None, :]
-    y = (pixels / zoom[:, None]).astype(np.float32)[:, :, None]
-    still = _background_video(background, x, y, size / 2)
-    canvas = np.array(np.broadcast_to(still, (frames, size, size, 3)), np.float32, order="C")
-    for obj in (*smaller, main):
-        _paint(canvas, obj, pan, zoom)
 
-    big = "big" if main.radius > 0.36 else "small" if main.radius < 0.3 else ""
-    caption = describe(
-        rng,
-        color=main.color,
-        shape=main.shape,
-        motion=main.motion,
-        texture=main.texture,
-        background=background.kind,
-        background_colors=background.colors,
-        camera=camera,
-        heading=_heading(main),
-        size_word="" if main.motion in ("grow", "shrink", "pulse") else big,
-        others=tuple((obj.color, obj.shape) for obj in smaller),
-    )
+def make_clip(
+    seed: int,
+    *,
+    frames: int = 17,
+    size: int = 64,
+    color: str | None = None,
+    shape: str | None = None,
+    motion: str | None = None,
+) -> Clip:
+    """Draw, render and caption the scene of `seed`; see :func:`draw_scene`. Raises ValueError for
+    an unknown name, frames < 1, size < 16 or seed < 0."""
+    scene = draw_scene(seed, color=color, shape=shape, motion=motion)
+    main = scene.main
     return Clip(
-        video=(canvas * 255 + 0.5).astype(np.uint8),
-        caption=caption,
+        video=scene.render(frames, size),
+        caption=scene.caption(),
         color=main.color,
         shape=main.shape,
         texture=main.texture,
         motion=main.motion,
-        background=background.kind,
-        camera=camera,
-        n_objects=1 + len(smaller),
+        background=scene.background.kind,
+        camera=scene.camera,
+        n_objects=1 + len(scene.smaller),
     )

@@ -1,4 +1,4 @@
-"""`vft train vae|tokenizer|card`: from nothing to a checkpoint and its model card."""
+"""`vft train vae|tokenizer|prior|card`: from nothing to a checkpoint and its model card."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def add_train_parser(subparsers: Any) -> None:
     for name, func, text in (
         ("vae", _train_vae, "the video autoencoder; writes OUT/vae.safetensors"),
         ("tokenizer", _train_tokenizer, "the rest; writes OUT/tokenizer.safetensors"),
+        ("prior", _train_prior, "the prior on that tokenizer; writes OUT/prior.safetensors"),
         ("card", _card, "measure a tokenizer on held-out clips; writes tables, plots, strips"),
     ):
         p = steps.add_parser(name, help=text)
@@ -51,6 +52,9 @@ def add_train_parser(subparsers: Any) -> None:
             p.add_argument(
                 "--init", type=Path, help="begin from this tokenizer's weights, not from nothing"
             ) if name == "tokenizer" else None
+            p.add_argument(
+                "--clips", type=int, help="training clips; more than before extends what is there"
+            ) if name != "vae" else None
         else:
             p.add_argument("--tokenizer", default="default", help="default, or a file")
             p.add_argument("--clips", type=int, default=48, help="held-out clips of each kind")
@@ -129,7 +133,9 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 
     preset, real = _setup(args)
     base = preset.tokenizer
-    recipe = dataclasses.replace(base, schedule=_schedule(args, base.schedule))
+    recipe = dataclasses.replace(
+        base, schedule=_schedule(args, base.schedule), clips=args.clips or base.clips
+    )
     device = _device(args)
     source = args.out / "vae.safetensors"
     if not source.exists():
@@ -156,6 +162,46 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
         path = args.out / "tokenizer.safetensors"
         mark = save_tokenizer(path, recipe.config, weights, torch.float16)
         print(json.dumps({"tokenizer": str(path), "fingerprint": mark}))
+    return 0
+
+
+def _train_prior(args: argparse.Namespace) -> int:
+    import torch
+
+    from ..checkpoint import load_vae
+    from ..loading import load_tokenizer
+    from ..prior_checkpoint import save_prior
+    from .loop import join_group, train
+    from .prior import PriorTask, encode_ids
+    from .tokenizer import dataset_sources, encode_dataset
+
+    preset, real = _setup(args)
+    base, device = preset.tokenizer, _device(args)
+    recipe = dataclasses.replace(preset.prior, schedule=_schedule(args, preset.prior.schedule))
+    source = args.out / "tokenizer.safetensors"
+    if not source.exists():
+        raise VftError(f"{source} does not exist; run `vft train tokenizer --out {args.out}` first")
+    tokenizer = load_tokenizer(source, device=device, dtype=torch.float32)
+    rank, world = join_group(device)
+    if rank > 0:
+        torch.distributed.barrier()  # until the first process has written the ids
+    data = dataclasses.replace(base, clips=args.clips or base.clips)
+    vae = load_vae(args.out / "vae.safetensors", base.config.vae).to(device)
+    latents = encode_dataset(data, vae, real, args.out / "latents.f16", device)
+    ids = encode_ids(tokenizer, latents, args.out / "prior" / "ids.safetensors")
+    if rank == 0 and world > 1:
+        torch.distributed.barrier()
+    torch.manual_seed(recipe.schedule.seed)
+    task = PriorTask(recipe, tokenizer, ids, dataset_sources(data, real, len(ids)))
+    weights = train(
+        task, recipe.schedule, args.out / "prior", device=device, every=args.checkpoint_seconds,
+        stop_after=args.stop_after, dtype=getattr(torch, args.dtype),
+    )  # fmt: skip
+    if args.stop_after is None and rank == 0:
+        path = args.out / "prior.safetensors"
+        kept = {k.removeprefix("prior."): v for k, v in weights.items()}
+        mark = save_prior(path, task.prior.config, kept, torch.float16)
+        print(json.dumps({"prior": str(path), "fingerprint": mark}))
     return 0
 
 

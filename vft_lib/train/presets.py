@@ -4,6 +4,7 @@ minutes. `tiny`: seconds, for tests."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..config import (
     DecoderConfig,
@@ -15,7 +16,10 @@ from ..config import (
     TransformerConfig,
     VAEConfig,
 )
+from ..prior_config import PriorConfig, TextEncoderConfig
+from ..world import MOTIONS
 from .loop import Schedule
+from .prior import PriorRecipe, caption_words
 from .tokenizer import TokenizerRecipe
 from .vae import VAERecipe
 
@@ -24,12 +28,30 @@ from .vae import VAERecipe
 class Preset:
     vae: VAERecipe
     tokenizer: TokenizerRecipe
+    prior: PriorRecipe
+
+
+def _prior(
+    tokenizer: TokenizerConfig, *, width: int, head_dim: int, depth: int, text: int,
+    schedule: Schedule,
+) -> PriorRecipe:  # fmt: skip
+    """`text`: width of the text encoder."""
+    config = PriorConfig(
+        name=f"{tokenizer.name}-prior", tokenizer=tokenizer.name, depth=depth, width=width,
+        head_dim=head_dim, seq_len=tokenizer.latent_frames * tokenizer.registers, cond="both",
+        vocab=tokenizer.vocab, latent_frames=tokenizer.latent_frames, classes=MOTIONS,
+        ctx_dim=text, n_ctx_null=4, max_text_len=48, head_bias=True, embedding="factorized",
+        fsq_levels=tokenizer.fsq_levels, size=tokenizer.size, fps=tokenizer.fps,
+        text_encoder=TextEncoderConfig(caption_words(), dim=text, head_dim=min(32, text)),
+        guidance=((1, 2.0),),
+    )  # fmt: skip
+    return PriorRecipe(config, schedule)
 
 
 def _preset(
     name: str, *, size: int, registers: int, vae: VAEConfig, dim: int, head_dim: int,
     encoder_depth: int, decoder_depth: int, kinds: int, patch: int, vae_schedule: Schedule,
-    schedule: Schedule, clips: int, crop: int,
+    schedule: Schedule, clips: int, crop: int, prior: dict[str, Any],
 ) -> Preset:  # fmt: skip
     grid = (5, size // 8, size // 8)
     config = TokenizerConfig(
@@ -48,6 +70,7 @@ def _preset(
     return Preset(
         VAERecipe(vae, size, vae_schedule, crop=crop),
         TokenizerRecipe(config, schedule, clips=clips),
+        _prior(config, **prior),
     )
 
 
@@ -59,6 +82,8 @@ PRESETS = {
         vae_schedule=Schedule(1800, 16, lr=1e-3, matrix_lr=4e-3, warmup=50, ema=0.998),
         schedule=Schedule(3600, 24, lr=1e-3, matrix_lr=2e-3, warmup=60, ema=0.998),
         clips=16_384,
+        prior={"width": 256, "head_dim": 64, "depth": 4, "text": 128, "schedule":
+               Schedule(4000, 32, lr=2e-3, matrix_lr=4e-3, warmup=100, ema=0.998)},
     ),
     "small": _preset(
         "vft-small", size=128, registers=64,
@@ -67,11 +92,15 @@ PRESETS = {
         vae_schedule=Schedule(6000, 32, lr=1e-3, matrix_lr=4e-3, warmup=100, ema=0.999),
         schedule=Schedule(20_000, 128, lr=1e-3, matrix_lr=2e-3, warmup=300, ema=0.9995),
         clips=65_536,
+        prior={"width": 768, "head_dim": 64, "depth": 12, "text": 256, "schedule":
+               Schedule(20_000, 128, lr=1e-3, matrix_lr=2e-3, warmup=300, ema=0.9995)},
     ),
     "tiny": _preset(
         "vft-tiny", size=32, registers=8, vae=VAEConfig(8, (1, 1, 2, 2), 1, 1, 4), crop=16,
         dim=32, head_dim=16, encoder_depth=2, decoder_depth=2, kinds=2, patch=2,
         vae_schedule=Schedule(12, 2, lr=1e-3, matrix_lr=1e-3, warmup=2),
         schedule=Schedule(12, 4, lr=1e-3, matrix_lr=1e-3, warmup=2), clips=64,
+        prior={"width": 32, "head_dim": 16, "depth": 2, "text": 16,
+               "schedule": Schedule(12, 4, lr=1e-3, matrix_lr=1e-3, warmup=2)},
     ),
 }  # fmt: skip

@@ -20,7 +20,7 @@ from ..config import TokenizerConfig
 from ..errors import VftError
 from ..tokenizer import Tokenizer
 from ..vae import VideoAutoencoder
-from .data import RealClips, training_clips
+from .data import RealClips, Window, draw_sources, training_clips
 from .loop import Schedule, Task, step_generator
 from .plots import save_strip
 
@@ -44,29 +44,44 @@ class TokenizerRecipe:
     prefix_share: float = 0.25
 
 
+BLOCK = 64  # clips that are drawn from one number
+
+
+def dataset_sources(
+    recipe: TokenizerRecipe, real: RealClips | None, clips: int
+) -> list[Window | int]:
+    """What each clip of :func:`encode_dataset`'s file is: the same draws, nothing rendered."""
+    c = recipe.config
+    sources: list[Window | int] = []
+    for start in range(0, clips // BLOCK * BLOCK, BLOCK):
+        generator = step_generator(recipe.schedule.seed + 1, start)
+        sources += draw_sources(generator, BLOCK, c.chunk_frames, c.size, real, recipe.real_share)
+    return sources
+
+
 @torch.inference_mode()
 def encode_dataset(
     recipe: TokenizerRecipe, vae: VideoAutoencoder, real: RealClips | None, path: Path,
     device: torch.device,
 ) -> Tensor:  # fmt: skip
     """Latents `[clips, C,t,h,w]` float16, kept in `path` (raw, memory-mapped). Goes on where it
-    stopped: blocks of 64 clips, each drawn from its own number."""
-    c, block = recipe.config, 64
-    shape = (recipe.clips // block * block, *c.latent_shape)
+    stopped; a larger number of clips extends the file."""
+    c = recipe.config
+    shape = (recipe.clips // BLOCK * BLOCK, *c.latent_shape)
     data = torch.from_file(
         str(path), shared=True, size=torch.Size(shape).numel(), dtype=torch.float16
     ).view(shape)
     progress = path.with_suffix(".done")
     done = int(progress.read_text()) if progress.exists() else 0
-    for start in tqdm(range(done, shape[0], block), desc="encoding clips", mininterval=1):
+    for start in tqdm(range(done, shape[0], BLOCK), desc="encoding clips", mininterval=1):
         generator = step_generator(recipe.schedule.seed + 1, start)
-        clips = training_clips(generator, block, c.chunk_frames, c.size, real, recipe.real_share)
+        clips = training_clips(generator, BLOCK, c.chunk_frames, c.size, real, recipe.real_share)
         with torch.autocast(device.type, torch.bfloat16):
-            for i in range(0, block, 16):
+            for i in range(0, BLOCK, 16):
                 latents = vae.encode(clips[i : i + 16].to(device))
                 data[start + i : start + i + 16] = latents.half().cpu()
         tmp = progress.with_suffix(".tmp")
-        tmp.write_text(str(start + block))
+        tmp.write_text(str(start + BLOCK))
         os.replace(tmp, progress)
     return data
 
