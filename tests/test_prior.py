@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, save_tiny
+from conftest import save_tiny
 from safetensors.torch import load_file, save_file
 
 import vft_lib
@@ -28,7 +28,7 @@ OURS = PriorConfig(
     embedding="factorized", text_encoder=WORDS, guidance=((1, 2.0), (8, 1.0)), size=32,
 )  # fmt: skip
 PUBLISHED = PriorConfig(
-    name="uco3d-tiny-d1", tokenizer="tiny", depth=1, width=64, seq_len=40, cond="text", vocab=64_000,
+    name="uco3d-tiny-d1", tokenizer="tiny", depth=1, width=64, seq_len=40, cond="text",
     ctx_dim=24, guidance=((1, 3.0),),
 )  # fmt: skip
 
@@ -295,7 +295,7 @@ def test_a_prior_and_a_tokenizer_refuse_each_other_by_name(
 
 def test_longer_clips_name_the_limit(prior: Prior, tiny_tokenizer: Tokenizer) -> None:
     tokens = tiny_tokenizer.encode(torch.zeros(1, 3, 33, 32, 32))
-    with pytest.raises(VftError, match="9 latent frames.*takes 5"):
+    with pytest.raises(VftError, match=r"9 latent frames.*takes 5"):
         prior.surprise(tokens)
     tokens = tiny_tokenizer.encode(torch.zeros(1, 3, 17, 32, 32))
     with pytest.raises(VftError, match="choose a budget of 8 to 8"):

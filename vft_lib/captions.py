@@ -50,8 +50,8 @@ VERBS: dict[str, tuple[str, ...]] = {
     ),
     "bounce_horizontal": (
         "bounces from side to side", "bounces horizontally", "bounces left and right",
-        "bounces to the left and to the right", "goes back and forth", "bounces to the right and back",
-        "bounces sideways",
+        "bounces to the left and to the right", "goes back and forth",
+        "bounces to the right and back", "bounces sideways",
     ),
     "bounce_vertical": (
         "bounces up and down", "bounces vertically", "hops up and down", "bounces on the floor",
