@@ -83,7 +83,7 @@ PRESETS = {
         schedule=Schedule(3600, 24, lr=1e-3, matrix_lr=2e-3, warmup=60, ema=0.998),
         clips=16_384,
         prior={"width": 256, "head_dim": 64, "depth": 4, "text": 128, "schedule":
-               Schedule(4000, 32, lr=2e-3, matrix_lr=4e-3, warmup=100, ema=0.998)},
+               Schedule(3000, 32, lr=2e-3, matrix_lr=4e-3, warmup=100, ema=0.998)},
     ),
     "small": _preset(
         "vft-small", size=128, registers=64,

@@ -211,6 +211,6 @@ def _initialize(prior: Prior) -> None:
         elif name.endswith("context_in.weight"):
             nn.init.normal_(p, std=p.shape[1] ** -0.5)
         elif name.startswith("network.head."):
-            nn.init.normal_(p, std=0.02)
+            nn.init.normal_(p, std=0.005)
         elif name.endswith(("positions", "start", "null_context", "class_embedding.weight")):
             nn.init.normal_(p, std=0.3)
