@@ -42,9 +42,9 @@ def test_top_p_that_looks_at_few_is_top_p_that_sorts_all() -> None:
 
 
 def test_top_p_after_top_k_counts_what_is_left() -> None:
-    logits = keep_top_k(torch.tensor([[0.4, 0.4, 0.1, 0.1]]).log(), 2)
-    assert kept(keep_top_p(logits, 0.45)) == [[0]]
-    assert kept(keep_top_p(logits, 0.55)) == [[0, 1]]
+    logits = keep_top_k(torch.tensor([[0.5, 0.3, 0.1, 0.1]]).log(), 2)
+    assert kept(keep_top_p(logits, 0.6)) == [[0]]
+    assert kept(keep_top_p(logits, 0.65)) == [[0, 1]]
 
 
 def test_temperature_zero_is_argmax() -> None:

@@ -55,11 +55,11 @@ def test_logits_are_sums_over_an_id_s_features(levels: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("levels", LEVELS)
-@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("scale", [0.1, 1.0])
 def test_nll_is_the_cross_entropy_of_the_logits(levels: tuple[int, ...], scale: float) -> None:
     made = head(levels, scale)
     x = torch.randn(150, 12, requires_grad=True)  # more than one part
-    ids = torch.randint(int(torch.tensor(levels).prod()), (150,))
+    ids = torch.randint(math.prod(levels), (150,))
     ours = made.nll(x, ids)
     theirs = F.cross_entropy(made(x), ids, reduction="none")
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
