@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -355,3 +356,17 @@ def test_files_that_are_no_priors(tmp_path: Path, prior: Prior, tiny_checkpoint:
         with pytest.raises(CheckpointError, match=message) as e:
             load_prior(file, device="cpu")
         assert "\n" not in str(e.value)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
+def test_the_compiled_step_writes_the_same_ids(prior: Prior, backend: str) -> None:
+    """The path of constant shapes, at temperature 0, with and without guidance."""
+    made = copy.deepcopy(prior)
+    captions = ["a red ball", "a green star spins"]
+    for guidance in (1.0, 3.0):
+        plain = made.generate(captions, budget=4, temperature=0, guidance=guidance)
+        compiled = copy.deepcopy(made).compile_step(backend)
+        again = compiled.generate(captions, budget=4, temperature=0, guidance=guidance)
+        assert compiled.compiled is not None
+        assert torch.equal(again.ids, plain.ids)

@@ -43,6 +43,7 @@ def add_prior_commands(command: Callable[..., Any]) -> None:
             "--temperature", type=number, default=1.0, metavar="T", help="0: likeliest"
         )
         sub.add_argument("--top-k", type=int, metavar="N", help="of the N likeliest ids only")
+        sub.add_argument("--compile", action="store_true", help="compile the network first")
         sub.add_argument("--top-p", type=number, metavar="P", help="of the likeliest share P only")
     surprise = command("surprise", _surprise, "bits that each token of a clip carries")
     surprise.add_argument("tokens", type=Path, metavar="T.vft")
@@ -151,7 +152,8 @@ def _load(args: argparse.Namespace) -> Prior:
     from .loading import load_prior
 
     device, dtype = device_and_dtype(args)
-    return load_prior(args.prior, device=device, dtype=dtype)
+    prior = load_prior(args.prior, device=device, dtype=dtype)
+    return prior.compile_step() if getattr(args, "compile", False) else prior
 
 
 def _words(args: argparse.Namespace, caption: str | None) -> dict[str, Any]:

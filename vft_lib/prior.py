@@ -52,6 +52,7 @@ class Prior(nn.Module):
         self.network = PriorNetwork(config, ops)
         encoder = config.text_encoder
         self.text = None if encoder is None else TextEncoder(encoder, ops)
+        self.compiled: Callable[..., Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -176,12 +177,28 @@ class Prior(nn.Module):
                 on_id(i + 1, flat)
             if i + 1 < length:
                 chosen = flat[:, i].repeat(2) if guided else flat[:, i]
-                hidden = self.step(chosen, condition, cache, i + 1)
+                if self.compiled is None:
+                    hidden = self.step(chosen, condition, cache, i + 1)
+                else:
+                    at = torch.tensor([i + 1], device=self.device)
+                    hidden = self.compiled(chosen, condition, cache, at)
         return flat.cpu()
 
-    def step(self, ids: Tensor, condition: Condition, cache: Cache, at: int) -> Tensor:
+    def step(
+        self, ids: Tensor, condition: Condition, cache: Cache, at: int | Tensor
+    ) -> Tensor:  # fmt: skip
         """One id a row `[B]`, chosen for position at-1 -> what the head reads at `at` `[B,1,d]`."""
         return self.network.trunk(self.network.next_input(ids, at), condition, cache, at)
+
+    def compile_step(self, backend: str = "inductor") -> Prior:
+        """Compile the step of one id from now on (torch.compile; with CUDA graphs on a GPU).
+        Shapes never change from step to step: it is compiled once for each batch size and budget,
+        which takes a while, so it pays for many clips. The ids are the same. Returns self."""
+        graphs = "reduce-overhead" if self.device.type == "cuda" and backend == "inductor" else None
+        self.compiled = torch.compile(
+            self.step, fullgraph=True, dynamic=False, backend=backend, mode=graphs
+        )
+        return self
 
     def _write(
         self, tokens: Tokens, budget: int, captions: list[str] | None, classes: list[str] | None,
