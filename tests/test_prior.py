@@ -295,10 +295,43 @@ def test_a_prior_and_a_tokenizer_refuse_each_other_by_name(
         made(OURS).generate("a ball")
 
 
-def test_longer_clips_name_the_limit(prior: Prior, tiny_tokenizer: Tokenizer) -> None:
+def test_long_clips_are_read_chunk_by_chunk(prior: Prior, tiny_tokenizer: Tokenizer) -> None:
+    """A later chunk is read as if the latent frame before it were its first."""
+    video = torch.rand(2, 3, 33, 32, 32, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    tokens = tiny_tokenizer.encode(video)
+    assert tokens.ids.shape == (2, 9, 8)
+    first = dataclasses.replace(tokens, ids=tokens.ids[:, :5], frames=17)
+    later = dataclasses.replace(tokens, ids=tokens.ids[:, 4:], frames=17)
+    bits = prior.surprise(tokens)
+    assert bits.shape == (2, 9, 8)
+    assert torch.equal(bits[:, :5], prior.surprise(first))
+    assert torch.equal(bits[:, 5:], prior.surprise(later)[:, 1:])
+
+
+def test_long_clips_are_refined_chunk_by_chunk(prior: Prior, tiny_tokenizer: Tokenizer) -> None:
+    video = torch.rand(2, 3, 40, 32, 32, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    tokens = tiny_tokenizer.encode(video).truncate(3)
+    calls: list[tuple[int, int]] = []
+    fine = prior.refine(tokens, 6, seed=5, progress=lambda *done: calls.append(done))
+    assert fine.ids.shape == (2, 13, 6)
+    assert torch.equal(fine.ids[..., :3], tokens.ids)
+    assert calls[-1] == (90, 90)
+    assert sorted(calls) == calls
+    first = dataclasses.replace(tokens, ids=tokens.ids[:, :5], frames=17)
+    assert torch.equal(prior.refine(first, 6, seed=5).ids, fine.ids[:, :5])
+    # At temperature 0 the second chunk is what the network writes after the first one's last frame.
+    greedy = prior.refine(tokens, 6, temperature=0, guidance=1.0).ids
+    window = torch.cat([greedy[:, 4:5], greedy[:, 5:9]], dim=1)
+    with torch.inference_mode():
+        logits = prior.network(time_first(window), prior.network.condition(2))
+    likeliest = to_grid(logits[:, :-1].argmax(-1), 5)
+    assert torch.equal(likeliest[:, 1:, 3:], window[:, 1:, 3:])
+
+
+def test_tokens_of_other_chunks_are_refused(prior: Prior, tiny_tokenizer: Tokenizer) -> None:
     tokens = tiny_tokenizer.encode(torch.zeros(1, 3, 33, 32, 32))
-    with pytest.raises(VftError, match=r"9 latent frames.*takes 5"):
-        prior.surprise(tokens)
+    with pytest.raises(VftError, match="9 latent frames for 60 frames"):
+        prior.surprise(dataclasses.replace(tokens, frames=60))
     tokens = tiny_tokenizer.encode(torch.zeros(1, 3, 17, 32, 32))
     with pytest.raises(VftError, match="choose a budget of 8 to 8"):
         prior.refine(tokens, 4)

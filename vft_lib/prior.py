@@ -107,7 +107,8 @@ class Prior(nn.Module):
         progress: Progress | None = None, partial: Callable[[Tokens], None] | None = None,
     ) -> Tokens:  # fmt: skip
         """Go on from coarse `tokens` to `budget`: plausible detail for them, what is there stays.
-        The other arguments are :meth:`generate`'s."""
+        A long clip is refined chunk by chunk, each knowing the latent frame before it. The other
+        arguments are :meth:`generate`'s; `partial` is called for clips of one chunk only."""
         c = self.config
         budget = self.check_budget(c.registers if budget is None else budget)
         self.check_tokens(tokens)
@@ -122,25 +123,40 @@ class Prior(nn.Module):
         if len(seeds) != len(tokens):
             raise VftError(f"got {len(seeds)} seeds for {len(tokens)} clips; give one, or one each")
         sampler = Sampler(seeds, temperature=temperature, top_k=top_k, top_p=top_p)
-        return self._write(
-            tokens, budget, captions, classes, states, mask, guidance, sampler, progress, partial
-        )
+        windows = self._windows(tokens)
+        rows: list[Tensor] = []
+        for i, (start, known) in enumerate(windows):
+            window = tokens.ids[:, start : start + c.latent_frames]
+            before = rows[-1][:, -known:] if known else None  # (B, 1, budget), refined already
+            if before is not None:
+                window = torch.cat([before[..., : tokens.budget], window[:, known:]], dim=1)
+            done = self._write(
+                dataclasses.replace(tokens, ids=window), budget, captions, classes, states, mask,
+                guidance, sampler, _part(progress, i, len(windows)),
+                partial if len(windows) == 1 else None, before,
+            )  # fmt: skip
+            rows.append(done.ids[:, known:])
+        return dataclasses.replace(tokens, ids=torch.cat(rows, dim=1))
 
     @torch.inference_mode()
     def surprise(
         self, tokens: Tokens, *, caption: str | Sequence[str] | None = None,
         class_name: str | Sequence[str] | None = None,
     ) -> Tensor:  # fmt: skip
-        """How unexpected each id is: -log2 p(id | ids before it) `[B,t,k]` float32, in bits."""
+        """How unexpected each id is: -log2 p(id | ids before it) `[B,t,k]` float32, in bits. A long
+        clip is read chunk by chunk, each knowing the latent frame before it."""
         self.check_tokens(tokens)
         captions, classes = _listed(caption), _listed(class_name)
         batch = self._batch(captions, classes, None, len(tokens))
         condition = self.condition(batch, captions, classes)
-        flat = time_first(tokens.ids).to(self.device)
-        x = self.network.inputs(flat[:, :-1], condition)
-        hidden = self.network.trunk(x, condition)
-        nats = self.network.head.nll(hidden.flatten(0, 1), flat.flatten())
-        return to_grid(nats.view_as(flat) / math.log(2), self.config.latent_frames).cpu()
+        t, rows = self.config.latent_frames, []
+        for start, known in self._windows(tokens):
+            flat = time_first(tokens.ids[:, start : start + t]).to(self.device)
+            x = self.network.inputs(flat[:, :-1], condition)
+            hidden = self.network.trunk(x, condition)
+            nats = self.network.head.nll(hidden.flatten(0, 1), flat.flatten())
+            rows.append(to_grid(nats.view_as(flat) / math.log(2), t)[:, known:].cpu())
+        return torch.cat(rows, dim=1)
 
     # ------------------------------------------------------------------ the loop
 
@@ -148,9 +164,11 @@ class Prior(nn.Module):
     def sample(
         self, condition: Condition, length: int, *, guidance: float = 1.0,
         choose: Callable[[Tensor], Tensor] | None = None, prefix: Tensor | None = None,
+        known: Tensor | None = None,
         on_id: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:  # fmt: skip
-        """Flat ids `[B,length]`, the first of them `prefix` `[B,m]`.
+        """Flat ids `[B,length]`, the first of them `prefix` `[B,m]`; where `known` `[B,length]` is
+        not negative, its id is taken in place of the chosen one.
 
         With `guidance` other than 1 the condition holds 2B rows, the second half null, and both
         run as one batch. `choose(logits [B,V]) -> ids [B]` defaults to the likeliest.
@@ -172,7 +190,11 @@ class Prior(nn.Module):
         hidden = network.trunk(network.inputs(given, condition), condition, cache)
         for i in range(m, length):
             logits = network.head(hidden[:, -1]).float()
-            flat[:, i] = choose(guide(logits, guidance) if guided else logits)
+            chosen = choose(guide(logits, guidance) if guided else logits)
+            if known is not None:
+                given_id = known[:, i].to(chosen)
+                chosen = torch.where(given_id >= 0, given_id, chosen)
+            flat[:, i] = chosen
             if on_id is not None:
                 on_id(i + 1, flat)
             if i + 1 < length:
@@ -204,8 +226,10 @@ class Prior(nn.Module):
         self, tokens: Tokens, budget: int, captions: list[str] | None, classes: list[str] | None,
         states: Tensor | None, mask: Tensor | None, guidance: float | None, sampler: Sampler,
         progress: Progress | None, partial: Callable[[Tokens], None] | None,
+        before: Tensor | None = None,
     ) -> Tokens:  # fmt: skip
-        """Continue `tokens` `[B,t,m]` (m may be 0) to `budget`."""
+        """Continue `tokens` `[B,t,m]` (m may be 0) to `budget`. `before` `[B,1,budget]`: the first
+        latent frame's ids, which are known to the end."""
         c, batch = self.config, len(tokens)
         scale = c.guidance_for(budget) if guidance is None else guidance
         if not math.isfinite(scale):
@@ -221,9 +245,14 @@ class Prior(nn.Module):
             if progress is not None:
                 progress(done, total)
 
+        known = None
+        if before is not None:
+            known = torch.full((batch, t, budget), -1)
+            known[:, : before.shape[1]] = before
+            known = time_first(known)
         flat = self.sample(
             condition, total, guidance=scale, choose=sampler, prefix=time_first(tokens.ids),
-            on_id=on_id,
+            known=known, on_id=on_id,
         )  # fmt: skip
         return dataclasses.replace(tokens, ids=to_grid(flat, t).clone())
 
@@ -279,14 +308,25 @@ class Prior(nn.Module):
                 f"these tokens were made by tokenizer {tokens.tokenizer!r} ({tokens.fingerprint}), "
                 f"prior {c.name!r} writes those of {c.tokenizer!r} ({c.tokenizer_fingerprint})"
             )
-        if tokens.ids.shape[1] != c.latent_frames:
-            raise VftError(
-                f"these tokens have {tokens.ids.shape[1]} latent frames, prior {c.name!r} takes "
-                f"{c.latent_frames} ({c.frames} frames): cut the clip to one such piece"
-            )
+        self._windows(tokens)
         self.check_budget(tokens.budget)
         if int(tokens.ids.max()) >= c.vocab or int(tokens.ids.min()) < 0:
             raise VftError(f"ids go up to {int(tokens.ids.max())}; expected less than {c.vocab}")
+
+    def _windows(self, tokens: Tokens) -> list[tuple[int, int]]:
+        """Where each chunk's window of t latent frames begins, and how many of its first belong to
+        the chunk before. Chunks that share a frame keep its ids once: the latent frame before a
+        chunk stands in for its first."""
+        t, rows, frames = self.config.latent_frames, tokens.ids.shape[1], self.config.frames
+        for overlap in (1, 0):
+            chunks = 1 + max(0, -(-(tokens.frames - frames) // (frames - overlap)))
+            if rows == t + (chunks - 1) * (t - overlap):
+                return [(i * (t - overlap), min(i, overlap)) for i in range(chunks)]
+        raise VftError(
+            f"these tokens have {rows} latent frames for {tokens.frames} frames, prior "
+            f"{self.config.name!r} reads chunks of {t} ({frames} frames): they are from a "
+            "tokenizer with other chunks"
+        )
 
     def check_budget(self, budget: int) -> int:
         """`budget`, or VftError if it is not 1 .. K."""
@@ -377,6 +417,13 @@ def bits_budget(bits: Tensor, share: float) -> int:
         raise VftError(f"the share of bits to keep is {share}; choose more than 0, at most 1")
     kept = bits.sum(0).cumsum(0)
     return int((kept < share * kept[-1] * (1 - 1e-6)).sum()) + 1
+
+
+def _part(progress: Progress | None, i: int, count: int) -> Progress | None:
+    """Progress of window i of `count` as that of the whole."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(i * total + done, count * total)
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str] | None:
