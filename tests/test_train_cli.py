@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,8 +13,11 @@ import pytest
 import torch
 
 from vft_lib.cli import main
-from vft_lib.loading import load_tokenizer
-from vft_lib.train.data import RealClips
+from vft_lib.loading import load_prior, load_tokenizer
+from vft_lib.train.data import RealClips, to_video
+from vft_lib.train.presets import PRESETS
+from vft_lib.train.tokenizer import dataset_sources, encode_dataset
+from vft_lib.vae import VideoAutoencoder
 from vft_lib.video_out import write_video
 from vft_lib.world import make_clip
 
@@ -44,6 +48,41 @@ def test_train_from_nothing_to_a_measured_tokenizer(
     assert [r["budget"] for r in results["real"]["rows"]] == [1, 2, 4, 8, None]
     for name in ("quality", "probe", "loss", "strip-procedural", "strip-real"):
         assert (out / f"{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_train_a_prior_that_writes_for_its_tokenizer(tmp_path: Path) -> None:
+    run = ["--out", str(tmp_path), "--no-real", *TINY]
+    for step in ("vae", "tokenizer", "prior"):
+        assert main(["train", step, *run]) == 0
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.safetensors", device="cpu")
+    prior = load_prior(tmp_path / "prior.safetensors", device="cpu").bind(tokenizer)
+    tokens = prior.generate(["a red ball", "a green star spins"], budget=3)
+    assert tokenizer.decode(tokens, steps=1).shape == (2, 3, 17, 32, 32)
+    rows = [json.loads(r) for r in (tmp_path / "prior/log.jsonl").read_text().splitlines()]
+    assert rows[0]["k1"] == pytest.approx(16, abs=0.3), "begins as a uniform guess"
+    row = json.loads((tmp_path / "prior/validation.jsonl").read_text().splitlines()[-1])
+    assert {"caption", "class", "null"} <= row.keys()
+
+
+def test_more_clips_extend_what_is_there(tmp_path: Path) -> None:
+    """The first clips stay bit for bit what they were, and every clip's seed can be found again."""
+    preset = PRESETS["tiny"].tokenizer
+    vae = VideoAutoencoder(preset.config.vae).eval()
+    few = dataclasses.replace(preset, clips=64)
+    more = dataclasses.replace(preset, clips=128)
+    cpu = torch.device("cpu")
+    first = encode_dataset(few, vae, None, tmp_path / "a.f16", cpu).clone()
+    both = encode_dataset(more, vae, None, tmp_path / "a.f16", cpu)
+    assert both.shape[0] == 128
+    assert torch.equal(both[:64], first)
+    assert torch.equal(encode_dataset(more, vae, None, tmp_path / "b.f16", cpu), both)
+    seeds = dataset_sources(more, None, 128)
+    size = preset.config.size
+    clips = [make_clip(s, frames=17, size=size).video for s in seeds if isinstance(s, int)]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        again = vae.encode(to_video(clips[64:80])).half()
+    assert torch.equal(again, both[64:80])
 
 
 def test_tokenizer_before_vae_says_what_to_run_first(

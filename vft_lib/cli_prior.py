@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .prior import Prior
     from .tokens import Tokens
 
+WIDEST = 9  # latent frames: two chunks
+
 # torch is imported by the commands, not here: `vft --help` and a typing error answer at once.
 
 
@@ -119,10 +121,11 @@ def _surprise(args: argparse.Namespace) -> None:
     total, each = float(bits.sum()), bits.sum(0)
     kept = each.cumsum(0) / total
     t, k = bits.shape
-    frames = "".join(f"{f'frame {i}':>9}" for i in range(t))
+    shown = t if t <= WIDEST else 0  # latent frames of a long clip do not fit beside each other
+    frames = "".join(f"{f'frame {i}':>9}" for i in range(shown))
     lines = [f"{'register':>9}{frames}{'together':>10}{'kept':>7}"]
     for j in range(k):
-        row = "".join(f"{float(b):9.1f}" for b in bits[:, j])
+        row = "".join(f"{float(b):9.1f}" for b in bits[:shown, j])
         lines.append(f"{j + 1:9}{row}{float(each[j]):10.1f}{float(kept[j]):7.0%}")
     lines.append(f"{total:.0f} bits in {t * k} tokens, {total / (t * k):.1f} each (16 as stored)")
     if args.plot is not None:
