@@ -68,9 +68,11 @@ def encode_dataset(
     stopped; a larger number of clips extends the file."""
     c = recipe.config
     shape = (recipe.clips // BLOCK * BLOCK, *c.latent_shape)
-    data = torch.from_file(
-        str(path), shared=True, size=torch.Size(shape).numel(), dtype=torch.float16
-    ).view(shape)
+    count = torch.Size(shape).numel()
+    # torch.from_file, left to grow a file, writes a zero over its first byte.
+    with path.open("ab") as f:
+        f.truncate(max(f.tell(), 2 * count))
+    data = torch.from_file(str(path), shared=True, size=count, dtype=torch.float16).view(shape)
     progress = path.with_suffix(".done")
     done = int(progress.read_text()) if progress.exists() else 0
     for start in tqdm(range(done, shape[0], BLOCK), desc="encoding clips", mininterval=1):
