@@ -123,3 +123,11 @@ def test_a_prior_that_was_saved_comes_back(prior_file: Path) -> None:
     assert half.generate("a ball", budget=2).ids.shape == (1, 5, 2)
     header = json.loads(half.config.to_json())
     assert header["name"] == "tiny-prior"
+
+
+def test_info_on_a_prior(vft: Vft, prior_file: Path) -> None:
+    facts = vft.json("info", prior_file)
+    assert (facts["kind"], facts["name"], facts["classes"]) == ("prior", "tiny-prior", 2)
+    assert facts["tokenizer"].startswith("tiny ")
+    assert facts["parameters_total"] == sum(facts["parameters"].values()) > 10_000
+    assert "tiny-prior" in vft("info", prior_file)

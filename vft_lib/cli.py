@@ -23,6 +23,7 @@ from .errors import VftError
 if TYPE_CHECKING:
     import torch
 
+    from .prior import Prior
     from .tokenizer import Tokenizer
     from .tokens import Tokens
 
@@ -205,9 +206,8 @@ def _info(args: argparse.Namespace) -> None:
     from .video_in import probe
 
     file, kind = args.file, "" if args.file is None else args.file.suffix.lower()
-    if file is None or str(file) == "default" or kind == ".safetensors":
-        args.tokenizer = args.tokenizer if file is None else str(file)
-        facts = _tokenizer_facts(args)
+    if file is None or str(file) == "default" or kind == ".safetensors" or file.is_dir():
+        facts = _model_facts(args, args.tokenizer if file is None else str(file))
     elif kind == ".vft":
         facts = token_facts(file, Tokens.load(file))
     else:
@@ -296,25 +296,39 @@ def token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tokenizer_facts(args: argparse.Namespace) -> dict[str, Any]:
-    from safetensors import safe_open
+def _model_facts(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What there is to say of a tokenizer or a prior."""
+    from .loading import is_prior_file, load_prior, load_tokenizer, resolve
+    from .tensor_files import Source
 
-    from .loading import resolve
-
-    model = load_tokenizer_for(args)
-    path = resolve(args.tokenizer)
-    with safe_open(path, "np") as f:
-        licence = (f.metadata() or {}).get("license")
-    c = model.config
+    source = Source.open(resolve(name))
+    device, dtype = device_and_dtype(args)
+    facts: dict[str, Any] = {"file": source.path}
+    model: Tokenizer | Prior
+    if is_prior_file(source):
+        model = prior = load_prior(name, device=device, dtype=dtype)
+        p = prior.config
+        facts |= {
+            "kind": "prior", "name": p.name, "fingerprint": prior.fingerprint,
+            "tokenizer": f"{p.tokenizer} {p.tokenizer_fingerprint}".strip(), "takes": p.cond,
+            "classes": len(p.classes), "registers": p.registers, "frames": p.frames,
+            "depth": p.depth, "width": p.width, "guidance": dict(p.guidance),
+        }  # fmt: skip
+    else:
+        model = tokenizer = load_tokenizer(name, device=device, dtype=dtype)
+        c = tokenizer.config
+        facts |= {
+            "kind": "tokenizer", "name": c.name, "fingerprint": tokenizer.fingerprint,
+            "size": c.size, "registers": c.registers, "vocabulary": c.vocab, "fps": c.fps,
+            "chunk_frames": c.chunk_frames, "overlap": c.overlap, "latent_shape": c.latent_shape,
+            "sampling": dataclasses.asdict(c.sampling),
+        }  # fmt: skip
     parts = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_children()}
-    facts = {
-        "file": path, "kind": "tokenizer", "name": c.name, "fingerprint": model.fingerprint,
-        "size": c.size, "registers": c.registers, "vocabulary": c.vocab, "fps": c.fps,
-        "chunk_frames": c.chunk_frames, "overlap": c.overlap, "latent_shape": c.latent_shape,
-        "sampling": dataclasses.asdict(c.sampling),
+    facts |= {
         "parameters": {n: count for n, count in parts.items() if count},
-        "parameters_total": sum(parts.values()), "file_bytes": path.stat().st_size,
+        "parameters_total": sum(parts.values()), "file_bytes": source.size,
     }  # fmt: skip
+    licence = source.metadata.get("license")
     return facts | ({"license": licence} if licence else {})
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .catalog import locate
-from .checkpoint import fingerprint, read_tokenizer, save_tokenizer
+from .checkpoint import fingerprint, header_of, read_tokenizer, save_tokenizer
 from .convert import TOKENIZER_ENTRIES, read_config, read_published
 from .convert_prior import PRIOR_ENTRIES, is_prior, read_published_prior
 from .errors import CheckpointError
@@ -96,6 +96,17 @@ def _place(
     return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
+def is_prior_file(source: Source) -> bool:
+    """Whether a file of ours, or a published one, holds a prior. CheckpointError if neither."""
+    if "vft" not in source.metadata:
+        return is_prior(read_config(source, TOKENIZER_ENTRIES | PRIOR_ENTRIES))
+    try:
+        header_of(source, "prior")
+    except CheckpointError:
+        return False
+    return True
+
+
 def convert(
     src: str | Path, dst: str | Path, *, dtype: torch.dtype | None = None,
     vae: str | Path | None = None, name: str | None = None, license: str | None = None,
@@ -107,7 +118,7 @@ def convert(
     if "vft" in source.metadata:
         raise CheckpointError(f"{src} is a file of ours already; use it as it is")
     license = license or "that of the published file it was converted from"
-    if is_prior(read_config(source, TOKENIZER_ENTRIES | PRIOR_ENTRIES)):
+    if is_prior_file(source):
         prior, weights = read_published_prior(source, name)
         return save_prior(dst, prior, weights, dtype, license=license)
     config, weights = read_published(source, vae=Source.open(vae) if vae else None, name=name)
