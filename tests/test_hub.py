@@ -17,14 +17,15 @@ import pytest
 import safetensors.numpy
 import torch
 from fake_hub import COMMIT, FakeHub, FakeRepo, serve
-from published import SMALL_VAE, VAE_ID, config_of, tensors_of, vae_tensors
+from published import GOLDEN, SMALL_VAE, VAE_ID, config_of, tensors_of, vae_tensors
 from safetensors import safe_open
 from safetensors.torch import save
 
-from vft_lib import cli, convert, hub_files, load_tokenizer, loading
+from vft_lib import cli, convert, hub_files, load_prior, load_tokenizer, loading
 from vft_lib.catalog import Entry, catalog
 from vft_lib.errors import VftError
 from vft_lib.hub import SOURCES, download, fetch_sources, plan
+from vft_lib.parity import make_weights
 
 NAME, REPO = "videoflextok_d18_d28", "EPFL-VILAB/videoflextok_d18_d28"
 ENTRY = catalog()[NAME]
@@ -214,9 +215,8 @@ def test_not_a_hub(hub: FakeHub) -> None:
     assert "does not tell the commit" in refused(hub)
 
 
-def test_a_name_that_is_no_tokenizer(hub: FakeHub) -> None:
+def test_a_name_that_is_no_model(hub: FakeHub) -> None:
     assert "no model 'nono' in the catalogue" in refused(hub, "nono")
-    assert "converts tokenizers only" in refused(hub, "k600-semantok-d16")
     assert hub.requests == []
 
 
@@ -324,6 +324,22 @@ def borrowing(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Entry:
     return entry
 
 
+def test_from_a_name_to_a_prior(hub: FakeHub, tmp_path: Path) -> None:
+    entry = catalog()["k600-semantok-d16"]
+    state = json.loads((GOLDEN / "prior-class" / "state.json").read_text())
+    weights = save({key: make_weights(state, key) for key in state})
+    files = ((GOLDEN / "prior-class" / "config.json").read_bytes(), weights)
+    hub.repos[entry.repo] = FakeRepo(dict(zip(entry.files, files)), licence="other")
+    path = download(entry.name, endpoint=hub.endpoint)
+    prior = load_prior(entry.name, device="cpu")
+    assert prior.config.name == entry.name
+    assert (prior.config.depth, len(prior.config.classes)) == (2, 7)
+    assert prior.network.state_dict()["start"].shape == (128,)
+    with pytest.raises(VftError, match="is a prior, not a tokenizer"):
+        load_tokenizer(entry.name, device="cpu")
+    assert path == tmp_path / "models" / f"{entry.name}.safetensors"
+
+
 def test_from_a_name_to_a_tokenizer(borrowing: Entry, hub: FakeHub, tmp_path: Path) -> None:
     notes: list[str] = []
     path = download(
@@ -382,7 +398,7 @@ def test_a_single_file_that_is_not_in_the_catalogue(
 SMALL = """
 import sys
 from vft_lib import cli, convert
-from published import SMALL_VAE, VAE_ID
+from published import GOLDEN, SMALL_VAE, VAE_ID
 convert.VAES[VAE_ID] = SMALL_VAE
 sys.exit(cli.main(["download", *sys.argv[1:]]))
 """
