@@ -1,7 +1,7 @@
 """What does a clip show? A small network reads the main object's colour, shape and motion from the
 autoencoder's latents: the judge of the prior's model card.
 
-It is trained on the procedural clips of a run folder, half of its samples softened as the tokenizer
+It is trained on the procedural clips of a run folder, many of its samples softened as the tokenizer
 softens clips: else a blurred but right picture would be read as badly as a wrong one.
 """
 
@@ -32,8 +32,7 @@ from .prior import HELD_OUT
 from .probe import LABELS
 from .tokenizer import TokenizerRecipe, dataset_sources
 
-
-SCHEDULE = Schedule(1500, 64, lr=1e-3, matrix_lr=4e-3, warmup=60, ema=0.995)
+SCHEDULE = Schedule(1800, 64, lr=1e-3, matrix_lr=4e-3, warmup=60, ema=0.995)
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class ClassifierRecipe:
     schedule: Schedule = SCHEDULE
     widths: tuple[int, int] = (64, 128)
     softened: int = 2048
-    softened_share: float = 0.5
-    soften_steps: int = 4
+    softened_share: float = 0.4
+    soften_steps: int = 3
     noise: float = 0.3
     dropout: float = 0.3
 

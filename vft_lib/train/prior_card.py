@@ -21,6 +21,7 @@ import matplotlib
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from .. import world
@@ -103,7 +104,8 @@ def write_prior_card(
     results["reconstructed"], _ = read({k: ids[:, :, :k] for k in c.budgets}, "reconstructed")
     written = _written(prior, c.budgets, usual, caption=captions)
     results["caption"], shown = read(written, "from captions")
-    by_class, _ = read(_written(prior, c.budgets, usual, class_name=motions), "from classes")
+    some = [c.budgets[i] for i in (0, len(c.budgets) // 2, -1)]
+    by_class, _ = read(_written(prior, some, usual, class_name=motions), "from classes")
     results["class"] = {k: {"motion": row["motion"]} for k, row in by_class.items()}
     results["bits_per_id"] = _bits(prior, tokenizer, ids, captions, motions)
     for scale in SWEEP if args.sweep else ():
@@ -123,8 +125,7 @@ def write_prior_card(
     text = "\n".join(tables(results)) + "\n"
     write_bytes(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_bytes(folder / "table.md", text.encode())
-    n, some = min(SHEET_CLIPS, len(scenes)), [c.budgets[i] for i in (0, len(c.budgets) // 2, -1)]
-    clips = {}
+    n, clips = min(SHEET_CLIPS, len(scenes)), {}
     with torch.no_grad(), autocast(tokenizer, dtype):
         for k in some:
             video = tokenizer.vae.decode(shown[k][:n].to(device, tokenizer.dtype))
@@ -224,7 +225,8 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
             ceiling = f"{real[label]:.0%}" if source == "reconstructed" else ""
             row = " | ".join(f"{results[source][k][label]:.0%}" for k in ks)
             yield f"| {name}, {words} | {chance[label]:.1%} | {ceiling} | {row} |"
-    row = " | ".join(f"{results['class'][k]['motion']:.0%}" for k in ks)
+    by_class = results["class"]
+    row = " | ".join(f"{by_class[k]['motion']:.0%}" if k in by_class else "" for k in ks)
     yield f"| motion, generated from its class | {chance['motion']:.1%} | | {row} |"
     yield ""
     guidance = results["sampling"]["prior_guidance"]
@@ -263,6 +265,7 @@ def save_sheet(path: Path, captions: list[str], clips: dict[int, Tensor]) -> Non
         fig.text((top.x0 + top.x1) / 2, 1 - 0.2 / size[1], f"k = {k}", ha="center", weight="bold")
         for row, clip in enumerate(video[:rows]):
             chosen = clip[:, [0, clip.shape[1] // 2, clip.shape[1] - 1]]  # (3, 3, H, W)
+            chosen = F.pad(chosen, (1, 1), value=1.0)  # a white line between frames
             picture = chosen.permute(2, 1, 3, 0).flatten(1, 2)  # (H, 3·W, 3)
             axes[row, column].imshow(((picture + 1) / 2).numpy(), aspect="auto")
             axes[row, column].axis("off")
