@@ -1,4 +1,4 @@
-"""`vft train vae|tokenizer|prior|card`: from nothing to a checkpoint and its model card."""
+"""`vft train vae|tokenizer|prior|card|prior-card`: from nothing to checkpoints and their cards."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def add_train_parser(subparsers: Any) -> None:
         ("tokenizer", _train_tokenizer, "the rest; writes OUT/tokenizer.safetensors"),
         ("prior", _train_prior, "the prior on that tokenizer; writes OUT/prior.safetensors"),
         ("card", _card, "measure a tokenizer on held-out clips; writes tables, plots, strips"),
+        ("prior-card", _prior_card, "measure a prior: do its clips show what captions say?"),
     ):
         p = steps.add_parser(name, help=text)
         p.set_defaults(func=func)
@@ -43,7 +44,16 @@ def add_train_parser(subparsers: Any) -> None:
         p.add_argument(
             "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of autocast"
         )
-        if name != "card":
+        if name == "prior-card":
+            p.add_argument("--tokenizer", default="default", help="default, or a file")
+            p.add_argument("--prior", default="default", help="default, or a file")
+            p.add_argument("--clips", type=int, default=96, help="held-out clips of each kind")
+            p.add_argument("--steps", type=int, help="of the classifier's training")
+            p.add_argument(
+                "--sweep", type=int, nargs="*", metavar="K",
+                help="guidance scales tried at these budgets (none named: a quarter of all)",
+            )  # fmt: skip
+        elif name != "card":
             p.add_argument("--steps", type=int, help="instead of the preset's number of steps")
             p.add_argument("--checkpoint-seconds", type=float, default=120.0)
             p.add_argument(
@@ -209,4 +219,12 @@ def _card(args: argparse.Namespace) -> int:
     from .card import write_card
 
     write_card(args.tokenizer, args.out, _device(args), args)
+    return 0
+
+
+def _prior_card(args: argparse.Namespace) -> int:
+    from .prior_card import write_prior_card
+
+    preset, real = _setup(args)
+    write_prior_card(preset, real, _device(args), args)
     return 0
