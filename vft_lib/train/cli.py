@@ -59,12 +59,12 @@ def add_train_parser(subparsers: Any) -> None:
             p.add_argument(
                 "--stop-after", type=int, help="stop after this many steps, as a kill would"
             )
-            p.add_argument(
-                "--init", type=Path, help="begin from this tokenizer's weights, not from nothing"
-            ) if name == "tokenizer" else None
+            if name == "vae":
+                continue
+            p.add_argument("--init", type=Path, help="begin from this one's weights, not anew")
             p.add_argument(
                 "--clips", type=int, help="training clips; more than before extends what is there"
-            ) if name != "vae" else None
+            )
         else:
             p.add_argument("--tokenizer", default="default", help="default, or a file")
             p.add_argument("--clips", type=int, default=48, help="held-out clips of each kind")
@@ -179,7 +179,7 @@ def _train_prior(args: argparse.Namespace) -> int:
     import torch
 
     from ..checkpoint import load_vae
-    from ..loading import load_tokenizer
+    from ..loading import load_prior, load_tokenizer
     from ..prior_checkpoint import save_prior
     from .loop import join_group, train
     from .prior import PriorTask, encode_ids
@@ -203,6 +203,8 @@ def _train_prior(args: argparse.Namespace) -> int:
         torch.distributed.barrier()
     torch.manual_seed(recipe.schedule.seed)
     task = PriorTask(recipe, tokenizer, ids, dataset_sources(data, real, len(ids)))
+    if args.init is not None:
+        task.start_from(load_prior(args.init, device=device, dtype=torch.float32))
     weights = train(
         task, recipe.schedule, args.out / "prior", device=device, every=args.checkpoint_seconds,
         stop_after=args.stop_after, dtype=getattr(torch, args.dtype),

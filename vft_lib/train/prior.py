@@ -6,6 +6,7 @@ class; real clips have neither and teach the unconditional prior.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from .. import captions, world
 from ..atomic import replacing
+from ..errors import VftError
 from ..prior import Prior, time_first
 from ..prior_config import PriorConfig
 from ..text import split_words
@@ -48,7 +50,7 @@ class PriorRecipe:
     schedule: Schedule
     real_share: float = 0.08
     null_share: float = 0.1
-    class_share: float = 0.12
+    class_share: float = 0.2
     brief_share: float = 0.25
     word_loss: float = 0.12
     dropout: float = 0.1
@@ -109,6 +111,13 @@ class PriorTask(Task):
         for module in self.prior.network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = recipe.dropout
+
+    def start_from(self, prior: Prior) -> None:
+        """Take the weights of a trained prior; its tokenizer must be the same one."""
+        mine, other = self.prior.config, prior.config
+        if dataclasses.replace(mine, name=other.name, guidance=other.guidance) != other:
+            raise VftError(f"--init: {other.name} and {mine.name} are not built alike")
+        self.prior.load_state_dict(prior.state_dict())
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [p for n, p in self.named_parameters() if ".blocks." in n and p.ndim == 2]
