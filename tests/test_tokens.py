@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
@@ -293,3 +294,14 @@ def test_counts() -> None:
 def test_ids_of_another_shape_or_dtype(ids: torch.Tensor) -> None:
     with pytest.raises(VftError, match=r"expected int64 \[B,t,k\]"):
         dataclasses.replace(grid(), ids=ids)
+
+
+def test_notes_are_kept_in_the_file_and_change_nothing_else(tmp_path: Path) -> None:
+    grid = Tokens(
+        ids=torch.zeros(1, 5, 2, dtype=torch.int64), tokenizer="t", fingerprint="f", frames=17,
+        fps=8.0, size=(64, 64),
+    )  # fmt: skip
+    grid.save(tmp_path / "a.vft", {"workflow": '{"nodes": []}', "vft": "not this"})
+    assert torch.equal(Tokens.load(tmp_path / "a.vft").ids, grid.ids)
+    with safe_open(tmp_path / "a.vft", "np") as f:
+        assert f.metadata()["workflow"] == '{"nodes": []}'

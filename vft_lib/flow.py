@@ -57,11 +57,13 @@ class Guidance:
 def sample(
     velocity: Velocity, noise: Tensor, steps: int, guidance: Guidance,
     pinned: Tensor | None = None, progress: Callable[[int, int], None] | None = None,
+    estimate: Callable[[Tensor], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """Euler steps from `noise` `[B,C,t,h,w]` (t=1) to clean latents (t=0).
 
     `pinned` `[B,C,p,h,w]` are given latents: they replace frames 0..p-1 before every step and
     after the last. `progress(done, steps)` is called after each step; raise in it to cancel.
+    `estimate(latents)` gets the clean latents that the step points at, x_t - t·v.
     """
     x = noise.float()
     p = 0 if pinned is None else pinned.shape[2]
@@ -70,6 +72,8 @@ def sample(
             x = torch.cat([pinned.to(x), x[:, :, p:]], dim=2)
         cond, uncond = velocity(x, x.new_full((len(x),), i / steps))
         v = cond if uncond is None else guidance(cond, uncond)
+        if estimate is not None:
+            estimate(x - v * (i / steps))
         x = x - v / steps
         if progress is not None:
             progress(steps - i + 1, steps)

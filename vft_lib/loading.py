@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ def resolve(name: str | Path, kind: str = "tokenizer") -> Path:
 
 def load_tokenizer(
     name: str | Path = "default", *, device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | None = None, ops: Any = nn,
 ) -> Tokenizer:  # fmt: skip
     """A tokenizer ready to use: `"default"` (in the package), a path to a file of ours or to a
     published folder or file (which is converted in memory; `vft convert` does it once and for
@@ -42,7 +42,8 @@ def load_tokenizer(
     downloads anything itself.
 
     `device` defaults to CUDA where there is one. `dtype` defaults to bfloat16 on CUDA and float32
-    on the CPU. Raises CheckpointError, with one line, for anything but a sound file.
+    on the CPU. `ops` has the layer classes to build with, those of `torch.nn` unless given. Raises
+    CheckpointError, with one line, for anything but a sound file.
     """
     path = resolve(name)
     device, dtype = _place(device, dtype)
@@ -53,7 +54,7 @@ def load_tokenizer(
         config, weights = read_published(source)
         mark = fingerprint(config, weights)
     with torch.device("meta"):
-        tokenizer = Tokenizer(config, mark)
+        tokenizer = Tokenizer(config, mark, ops)
     return _filled(tokenizer, weights, device, dtype)
 
 

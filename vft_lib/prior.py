@@ -53,10 +53,16 @@ class Prior(nn.Module):
         encoder = config.text_encoder
         self.text = None if encoder is None else TextEncoder(encoder, ops)
         self.compiled: Callable[..., Tensor] | None = None
+        self._device: torch.device | None = None
 
     @property
     def device(self) -> torch.device:
-        return self.network.positions.device
+        """Where it computes."""
+        return self._device or self.network.positions.device
+
+    @device.setter
+    def device(self, device: torch.device | None) -> None:
+        self._device = device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,7 +6,8 @@ decode: Tokenizer.decode_chunks -> the real picture without bars -> video_out.Vi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .errors import VftError
 from .frames import PathLike, Report, fit_frame, to_frames, to_tensor, unfit_box
-from .tokenizer import Tokenizer
+from .tokenizer import Estimate, Tokenizer
 from .tokens import Tokens
 from .video_in import probe, read_frames, read_image
 from .video_out import VideoWriter
@@ -55,28 +56,48 @@ def encode_file(
     c = tokenizer.config
     fps = c.fps if fps is None else fps
     source = read_frames(path, fps=fps, size=(c.size, c.size), fit=fit, on_problem=on_problem)
-    info, read, total = probe(path), 0, None
+    info, total = probe(path), None
     if info.duration or info.frames == 1:
-        total = tokenizer.chunk_count(max(1, round((info.duration or 0) * fps)))
-
-    def frames() -> Iterator[Tensor]:
-        nonlocal read
-        for frame in source:
-            read += 1
-            yield _still(frame)
-
-    ids: list[Tensor] = []
+        total = max(1, round((info.duration or 0) * fps))
     with closing(source):
-        for chunk in tokenizer.encode_chunks(frames(), budget=budget):
-            ids.append(chunk)
-            if progress is not None:
-                progress(len(ids), total and max(total, len(ids)))
+        tokens = encode_frames(
+            tokenizer, source, budget=budget, fps=fps, fit=fit, total=total, progress=progress
+        )
+    return dataclasses.replace(
+        tokens, source_size=(info.height, info.width), source=Path(path).name
+    )
+
+
+def encode_frames(
+    tokenizer: Tokenizer, frames: Iterable[np.ndarray], *, budget: int | None = None,
+    fps: float | None = None, fit: str = "crop", total: int | None = None,
+    progress: Progress | None = None,
+) -> Tokens:  # fmt: skip
+    """Frames, uint8 `[H,W,3]` of any one size -> Tokens with ids `[1,t,k]`, one chunk in memory.
+    Every frame is encoded; `fps` says how fast they play. `total`: how many frames will come,
+    for `progress(done, total)`, which counts chunks. `fit` as in `frames.fit_frame`."""
+    c = tokenizer.config
+    read, first = 0, (c.size, c.size)
+
+    def fitted() -> Iterator[Tensor]:
+        nonlocal read, first
+        for frame in frames:
+            first = first if read else (frame.shape[0], frame.shape[1])
+            read += 1
+            yield _still(fit_frame(frame, (c.size, c.size), fit))
+
+    chunks = None if total is None else tokenizer.chunk_count(total)
+    ids: list[Tensor] = []
+    for chunk in tokenizer.encode_chunks(fitted(), budget=budget):
+        ids.append(chunk)
+        if progress is not None:
+            progress(len(ids), chunks and max(chunks, len(ids)))
     if progress is not None:
         progress(len(ids), len(ids))
     return Tokens(
         ids=torch.cat(ids, dim=1), tokenizer=c.name, fingerprint=tokenizer.fingerprint,
-        frames=read, fps=fps, size=(c.size, c.size), source_size=(info.height, info.width),
-        fit=fit, source=Path(path).name,
+        frames=read, fps=c.fps if fps is None else fps, size=(c.size, c.size), source_size=first,
+        fit=fit,
     )  # fmt: skip
 
 
@@ -97,21 +118,42 @@ def decode_file(
     appears when it is complete. Raises VftError for tokens of another tokenizer or more than one
     clip, VideoError if the output cannot be written.
     """
-    if len(tokens) != 1:
-        raise VftError(f"a video file holds one clip, got {len(tokens)}; decode tokens[i] each")
     given = None
     if first_frame is not None:
-        given = _still(read_image(first_frame, tokens.size, tokens.fit))
-    show = unfit(tokens, keep_bars)
+        given = read_image(first_frame, tokens.size, tokens.fit)
+    frames = decode_frames(
+        tokenizer, tokens, steps=steps, guidance=guidance, seed=seed, first_frame=given,
+        keep_bars=keep_bars, progress=progress, on_chunk=on_chunk,
+    )  # fmt: skip
     with VideoWriter(out, tokens.fps, audio_from=audio_from, on_problem=on_problem) as writer:
-        for chunk in tokenizer.decode_chunks(
-            tokens, steps=steps, guidance=guidance, seed=seed, first_frame=given, progress=progress
-        ):
-            if on_chunk is not None:
-                on_chunk(chunk[0])
-            for frame in to_frames(chunk[0]):
-                writer.write(show(frame))
+        for frame in frames:
+            writer.write(frame)
     return writer.frames
+
+
+def decode_frames(
+    tokenizer: Tokenizer, tokens: Tokens, *, steps: int | None = None,
+    guidance: float | None = None, seed: int = 0, first_frame: np.ndarray | None = None,
+    keep_bars: bool = False, low_memory: bool = False, progress: Progress | None = None,
+    estimate: Estimate | None = None, on_chunk: Callable[[Tensor], None] | None = None,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Tokens of one clip -> its frames, uint8 `[H,W,3]`, one chunk in memory. `first_frame`: uint8
+    `[H,W,3]` of any size; `low_memory` and `estimate` as in `Tokenizer.decode_chunks`, the rest and
+    the errors as in :func:`decode_file`."""
+    if len(tokens) != 1:
+        raise VftError(f"a video holds one clip, got {len(tokens)}; decode tokens[i] each")
+    given = None
+    if first_frame is not None:
+        given = _still(fit_frame(first_frame, tokens.size, tokens.fit))
+    show = unfit(tokens, keep_bars)
+    for chunk in tokenizer.decode_chunks(
+        tokens, steps=steps, guidance=guidance, seed=seed, first_frame=given,
+        low_memory=low_memory, progress=progress, estimate=estimate,
+    ):  # fmt: skip
+        if on_chunk is not None:
+            on_chunk(chunk[0])
+        for frame in to_frames(chunk[0]):
+            yield show(frame)
 
 
 def unfit(tokens: Tokens, keep_bars: bool = False) -> Callable[[np.ndarray], np.ndarray]:

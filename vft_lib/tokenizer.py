@@ -8,6 +8,7 @@ Layout everywhere: video `[B,3,T,H,W]` float in [-1,1], latents `[B,C,t,h,w]`, i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from .tokens import Tokens
 from .vae import VideoAutoencoder
 
 Progress = Callable[[int, int], None]
+Estimate = Callable[[Tensor], None]
 
 
 class Tokenizer(nn.Module):
@@ -40,10 +42,16 @@ class Tokenizer(nn.Module):
         self.encoder = Encoder(config, ops)
         self.fsq = FSQ(config.fsq_levels)
         self.decoder = Decoder(config, ops)
+        self._device: torch.device | None = None
 
     @property
     def device(self) -> torch.device:
-        return self.encoder.registers.device
+        """Where it computes: set it where weights may lie elsewhere until they are used."""
+        return self._device or self.encoder.registers.device
+
+    @device.setter
+    def device(self, device: torch.device | None) -> None:
+        self._device = device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -135,10 +143,14 @@ class Tokenizer(nn.Module):
         self, tokens: Tokens, *, steps: int | None = None, guidance: float | None = None,
         apg: bool | None = None, seed: int | Sequence[int] = 0,
         generator: torch.Generator | None = None, first_frame: Tensor | None = None,
-        budgets: Sequence[int] | None = None, clamp: bool = True,
-        progress: Progress | None = None,
+        budgets: Sequence[int] | None = None, clamp: bool = True, low_memory: bool = False,
+        progress: Progress | None = None, estimate: Estimate | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
-        """The streaming form of :meth:`decode`: yields `[B,3,T_i,H,W]`, one chunk at a time."""
+        """The streaming form of :meth:`decode`: yields `[B,3,T_i,H,W]`, one chunk at a time.
+
+        `low_memory` runs the two passes of guidance one after the other. `estimate(latents)` gets
+        the chunk `[B,C,t,h,w]` that each sampling step points at: `vae.decode` of its first latent
+        frame is a preview."""
         c = self.config
         self._check_tokens(tokens)
         steps = c.sampling.steps if steps is None else steps
@@ -180,7 +192,7 @@ class Tokenizer(nn.Module):
                     chunk_ids = torch.cat([chunk_ids[:, :1], chunk_ids], dim=1)
             video = self._decode_chunk(
                 chunk_ids, draw(c.latent_shape), steps, flow.Guidance(scale, use_apg), given, keep,
-                _offset(progress, i * steps, chunk_count * steps),
+                _offset(progress, i * steps, chunk_count * steps), estimate, low_memory,
             )  # fmt: skip
             given = video[:, :, -1:] if c.overlap else None  # unclamped
             fresh = video[:, :, c.overlap if i else 0 :][:, :, :left]
@@ -191,6 +203,7 @@ class Tokenizer(nn.Module):
     def _decode_chunk(
         self, ids: Tensor, noise: Tensor, steps: int, guidance: flow.Guidance,
         given: Tensor | None, keep: Tensor | None, progress: Progress | None,
+        estimate: Estimate | None, low_memory: bool,
     ) -> Tensor:  # fmt: skip
         """ids `[B,t,k]` -> video `[B,3,4t-3,H,W]`, not clamped, on the model's device."""
         pinned = None
@@ -200,18 +213,21 @@ class Tokenizer(nn.Module):
             if "prefix_masking" not in self.config.decoder.steps:
                 own = self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu()
                 ids = torch.cat([own, ids[:, own.shape[1] :]], dim=1)
-        latents = self.sample_latents(ids, noise, steps, guidance, pinned, keep, progress)
+        latents = self.sample_latents(
+            ids, noise, steps, guidance, pinned, keep, progress, estimate, low_memory
+        )
         return self.vae.decode(latents.to(self.dtype))
 
     def sample_latents(
         self, ids: Tensor, noise: Tensor, steps: int, guidance: flow.Guidance,
         pinned: Tensor | None = None, keep: Tensor | None = None,
-        progress: Progress | None = None,
+        progress: Progress | None = None, estimate: Estimate | None = None,
+        low_memory: bool = False,
     ) -> Tensor:  # fmt: skip
         """Run the flow sampler for one chunk: ids `[B,t,k]`, noise `[B,C,t,h,w]` -> latents.
 
         `keep` `[B]`: a budget for each clip (default: k for all). With `guidance.scale` 1 there is
-        no unconditional pass; otherwise both passes run as one batch.
+        no unconditional pass; otherwise both passes run as one batch, unless `low_memory`.
         """
         b, t, k = ids.shape
         codes = self.fsq.codes(ids.to(self.device))
@@ -233,10 +249,77 @@ class Tokenizer(nn.Module):
         def velocity(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
             if not guided:
                 return self.decoder(x, t, registers), None
+            if low_memory:
+                each = registers.chunk(2)
+                return self.decoder(x, t, each[0]), self.decoder(x, t, each[1])
             cond, uncond = self.decoder(torch.cat([x, x]), torch.cat([t, t]), registers).chunk(2)
             return cond, uncond
 
-        return flow.sample(velocity, noise.to(self.device), steps, guidance, pinned, progress)
+        return flow.sample(
+            velocity, noise.to(self.device), steps, guidance, pinned, progress, estimate
+        )
+
+    # ------------------------------------------------------------------ cutting and joining in time
+
+    def slice(self, tokens: Tokens, first: int, count: int | None = None) -> Tokens:
+        """The tokens of `count` chunks from chunk `first` (0: the beginning) on; None: all that
+        follow. Nothing is encoded again, so cuts are where chunks begin: every
+        `config.stride / fps` seconds. Chunks that share a frame hold its ids once, in the chunk
+        before; that latent frame stands in for the first of the new beginning.
+
+        Raises VftError for a chunk that is not there.
+        """
+        self._check_tokens(tokens)
+        c = self.config
+        chunks = self.chunk_count(tokens.frames)
+        count = chunks - first if count is None else count
+        if not 0 <= first < chunks or not 1 <= count <= chunks - first:
+            raise VftError(
+                f"chunks {first} to {first + count - 1} are asked for; these tokens hold chunks 0 "
+                f"to {chunks - 1}, {c.stride / tokens.fps:.3g} s each"
+            )
+        new = c.token_frames - c.overlap
+        start = first * new
+        ids = tokens.ids[:, start : start + c.token_frames + (count - 1) * new]
+        left = tokens.frames - first * c.stride
+        frames = min(left, c.chunk_frames + (count - 1) * c.stride)
+        return dataclasses.replace(tokens, ids=ids, frames=frames)
+
+    def join(self, clips: Sequence[Tokens], *, drop_partial: bool = False) -> Tokens:
+        """Tokens of clips one after the other, at the smallest of their budgets. Where chunks
+        share a frame the last frame of a clip takes the place of the next one's first.
+
+        A clip whose last chunk is not full holds its last frame until the chunk ends, or loses
+        that chunk with `drop_partial`. Raises VftError for clips of different tokenizers, frame
+        rates or batch sizes.
+        """
+        if not clips:
+            raise VftError("got no clips to join; give one or more")
+        c, budget = self.config, min(t.budget for t in clips)
+        for clip in clips:
+            self._check_tokens(clip)
+            if clip.fps != clips[0].fps or len(clip) != len(clips[0]):
+                raise VftError(
+                    f"got clips of {clips[0].fps:g} and {clip.fps:g} fps, batches of "
+                    f"{len(clips[0])} and {len(clip)}; join clips that agree in both"
+                )
+        rows: list[Tensor] = []
+        frames = 0
+        for i, clip in enumerate(clips):
+            whole = 1 + (clip.frames - c.chunk_frames) // c.stride  # chunks that are full
+            last = i == len(clips) - 1
+            if drop_partial and not last and whole < self.chunk_count(clip.frames):
+                if not whole:
+                    raise VftError(
+                        f"clip {i + 1} has {clip.frames} frames, not one whole chunk of "
+                        f"{c.chunk_frames}; join it without dropping"
+                    )
+                clip = self.slice(clip, 0, whole)
+            chunks = self.chunk_count(clip.frames)
+            full = c.chunk_frames + (chunks - 1) * c.stride
+            rows.append(clip.ids[:, c.overlap if i else 0 :, :budget])
+            frames += (clip.frames if last else full) - (c.overlap if i else 0)
+        return dataclasses.replace(clips[0], ids=torch.cat(rows, dim=1), frames=frames, source=None)
 
     # ------------------------------------------------------------------ shapes and checks
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,20 @@ class Tokens:
             )
         return dataclasses.replace(self, ids=self.ids[:, :, :budget])
 
+    def budget_within(self, *, count: int | None = None, id_bytes: int | None = None) -> int:
+        """The largest budget whose ids are at most `count` a clip, or at most `id_bytes` bytes.
+        Raises VftError if not even one id per latent frame fits."""
+        if (count is None) == (id_bytes is None):
+            raise VftError("give a number of ids or of bytes, one of them")
+        limit = count if count is not None else (id_bytes or 0) // 2
+        rows = self.ids.shape[1]
+        if limit < rows:
+            raise VftError(
+                f"one id for each of {rows} latent frames is {rows} ids, {2 * rows} bytes; "
+                f"{limit} are allowed: raise the limit, or cut the clip in time"
+            )
+        return min(limit // rows, self.budget)
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -91,8 +106,9 @@ class Tokens:
         """One clip of a batch, still with its batch axis."""
         return dataclasses.replace(self, ids=self.ids[clip][None])
 
-    def save(self, path: str | Path) -> None:
-        """Write one clip's tokens, atomically."""
+    def save(self, path: str | Path, notes: Mapping[str, str] | None = None) -> None:
+        """Write one clip's tokens, atomically. `notes` are kept beside the metadata, and not read
+        back by `load`: a ComfyUI workflow, for one."""
         if len(self) != 1:
             raise VftError(f"a token file holds one clip, got {len(self)}; save tokens[i] each")
         if not 0 <= int(self.ids.min()) <= int(self.ids.max()) < 1 << 16:
@@ -101,7 +117,8 @@ class Tokens:
         del fields["ids"]
         meta = {"version": VERSION} | {k: v for k, v in fields.items() if v is not None}
         ids = self.ids[0].numpy().astype(np.uint16)
-        write_bytes(path, save({"ids": ids}, {"vft": json.dumps(meta, separators=(",", ":"))}))
+        header = {**(notes or {}), "vft": json.dumps(meta, separators=(",", ":"))}
+        write_bytes(path, save({"ids": ids}, header))
 
     @staticmethod
     def load(path: str | Path) -> Tokens:
