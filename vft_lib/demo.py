@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -12,14 +11,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from . import world
-from .atomic import replacing, write_bytes
+from .atomic import write_bytes
 from .errors import VftError
 from .frames import Report, fit_frame, to_tensor
 from .metrics import Quality
+from .sheets import GAP, PAPER, Grid, in_bytes, save_plot, text_tile
 from .stream import Progress, decode_file, encode_file, picture_box, unfit
 from .tokenizer import Tokenizer
 from .tokens import Tokens
@@ -27,7 +26,7 @@ from .video_in import read_frames
 from .video_out import VideoWriter, write_png, write_video
 
 PRETTY_SEED, FRAMES = 42, 33  # of the procedural clip; training never sees it
-STRIP_COLUMNS, GAP, INK, PAPER = 8, 6, 235, 24  # pixels and grey levels
+STRIP_COLUMNS = 8
 
 
 def run_demo(
@@ -79,13 +78,13 @@ def run_demo(
             "seconds": round(perf_counter() - begun - quality.seconds, 2),
         })  # fmt: skip
     labels = ["source"] + [
-        f"k={r['budget']} · {r['tokens']} tokens · {_size(r['bytes'])}" for r in rows
+        f"k={r['budget']} · {r['tokens']} tokens · {in_bytes(r['bytes'])}" for r in rows
     ]
     picked = _side_by_side(
         clip, tokens, list(files.values()), labels, both, audio, bar("side by side"), on_problem
     )
     write_png(out / "strip.png", _strip(picked, labels, tokens.fps))
-    _plot(rows, out / "rate_quality.png")
+    save_plot(rows, out / "rate_quality.png")
     facts = {
         "clip": str(clip), "tokenizer": c.name, "fingerprint": tokenizer.fingerprint,
         "frames": tokens.frames, "fps": tokens.fps, "size": tokens.size, "fit": fit, "seed": seed,
@@ -124,19 +123,7 @@ def _side_by_side(
     """Write the video of all tiles; returns the frames for the strip: index -> one a row."""
     show = unfit(tokens)
     h, w = show(np.zeros((*tokens.size, 3), np.uint8)).shape[:2]
-    scale = max(1, round(256 / max(h, w)))
-    th, tw, head = h * scale, w * scale, 22
-    count, high, wide = len(labels), th + head + GAP, tw + GAP
-
-    def misfit(columns: int) -> float:  # how far from 16:9, and how many places stay empty
-        rows = -(-count // columns)
-        return abs(math.log(columns * wide / (rows * high) * 9 / 16)) + rows * columns / count
-
-    columns = min(range(1, count + 1), key=misfit)
-    spots = [(i // columns * high, i % columns * wide) for i in range(count)]
-    paper = np.full((spots[-1][0] + head + th, columns * wide - GAP, 3), PAPER, np.uint8)
-    for (y, x), label in zip(spots, labels, strict=True):
-        paper[y : y + head, x : x + tw] = _label(label, (head, tw))
+    grid = Grid(labels, (h, w))
     wanted = np.linspace(0, tokens.frames - 1, min(STRIP_COLUMNS, tokens.frames)).round()
     picked: dict[int, list[np.ndarray]] = {int(i): [] for i in wanted}
     with ExitStack() as stack:
@@ -147,11 +134,9 @@ def _side_by_side(
         stack.enter_context(writer)
         for i, frames in enumerate(zip(real, *readers, strict=True)):
             tiles = [frame[:h, :w] for frame in frames]  # odd sides have grown by one in the mp4
-            for (y, x), tile in zip(spots, tiles, strict=True):
-                paper[y + head : y + head + th, x : x + tw] = fit_frame(tile, (th, tw), "stretch")
             if i in picked:
                 picked[i] = tiles
-            writer.write(paper)
+            writer.write(grid.frame(tiles))
             progress(i + 1, tokens.frames)
     return picked
 
@@ -165,49 +150,9 @@ def _strip(picked: dict[int, list[np.ndarray]], labels: list[str], fps: float) -
     sheet = np.full((height, side + len(picked) * (tw + GAP) - GAP, 3), PAPER, np.uint8)
     for row, label in enumerate(labels):
         y = head + row * (th + GAP)
-        sheet[y : y + th, :side] = _label(label, (th, side))
+        sheet[y : y + th, :side] = text_tile(label, (th, side))
         for column, (index, tiles) in enumerate(picked.items()):
             x = side + column * (tw + GAP)
-            sheet[:head, x : x + tw] = _label(f"{index / fps:.2f} s", (head, tw))
+            sheet[:head, x : x + tw] = text_tile(f"{index / fps:.2f} s", (head, tw))
             sheet[y : y + th, x : x + tw] = fit_frame(tiles[row], (th, tw), "stretch")
     return sheet
-
-
-def _label(text: str, size: tuple[int, int]) -> np.ndarray:
-    """Text in the middle of uint8 `[h,w,3]`, as large as fits (at most 15 px)."""
-    image = Image.new("RGB", (size[1], size[0]), (PAPER,) * 3)
-    draw = ImageDraw.Draw(image)
-    for points in range(15, 7, -1):
-        font = ImageFont.load_default(points)
-        if draw.textlength(text, font) <= size[1] - 4:
-            break
-    draw.text((size[1] / 2, size[0] / 2), text, (INK,) * 3, font, anchor="mm")
-    return np.array(image)
-
-
-def _plot(rows: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    left = figure.add_subplot(title="how close to the clip, by budget")
-    right = left.twinx()
-    x = [r["tokens"] for r in rows]
-    for axis, key, name, style in (
-        (left, "psnr", "PSNR (dB)", "o-C0"), (right, "ssim", "SSIM", "s--C1"),
-    ):  # fmt: skip
-        axis.plot(x, [r[key] for r in rows], style)
-        axis.set_ylabel(name, color=style[-2:])
-        axis.ticklabel_format(axis="y", useOffset=False)
-    left.set_xscale("log", base=2)
-    left.set_xticks(x, [f"k={r['budget']}\n{r['tokens']}\n{_size(r['bytes'])}" for r in rows])
-    left.minorticks_off()
-    left.set_xlabel("budget, tokens of the clip, bytes (log scale)")
-    left.grid(alpha=0.3)
-    FigureCanvasAgg(figure)
-    with replacing(path) as tmp:
-        figure.savefig(tmp, dpi=120)
-
-
-def _size(count: float) -> str:
-    return f"{count:.0f} B" if count < 10_000 else f"{count / 1000:.1f} kB"
