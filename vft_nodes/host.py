@@ -146,8 +146,8 @@ def with_retry(work: Work, attempt: Callable[[bool], T], advice: str) -> T:
     it with less at once. VftError with `advice` if that fails too."""
     import comfy.model_management as mm
 
-    # Without CUDA old versions set this to Exception, which would hide a cancel.
-    oom = mm.OOM_EXCEPTION if mm.OOM_EXCEPTION is not Exception else torch.cuda.OutOfMemoryError
+    # Not ComfyUI's OOM_EXCEPTION: some versions set it to Exception, which would hide a cancel.
+    oom = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
     try:
         return attempt(False)
     except oom:
