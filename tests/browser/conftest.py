@@ -62,7 +62,7 @@ def core_nodes() -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: its event loop is in the way of asyncio.run
 def browser(requirements: None) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
@@ -144,8 +144,8 @@ class App:
         self.page.screenshot(path=ARTEFACTS / f"{name}.{kind}.png")
 
 
-@pytest.fixture(scope="session", params=["legacy", "nodes2"])
-def session_app(request: pytest.FixtureRequest, browser: Any, pack: Pack) -> Iterator[App]:
+@pytest.fixture(scope="module", params=["legacy", "nodes2"])
+def opened_app(request: pytest.FixtureRequest, browser: Any, pack: Pack) -> Iterator[App]:
     import comfyui_frontend_package
     from page_server import Server
 
@@ -163,18 +163,18 @@ def session_app(request: pytest.FixtureRequest, browser: Any, pack: Pack) -> Ite
     )
     server = Server(static, pack.nodes, object_info, pack.input_folder, settings).start()
     try:
-        opened = App(browser, server, nodes2)
-        yield opened
-        opened.page.close()
+        found = App(browser, server, nodes2)
+        yield found
+        found.page.close()
     finally:
         server.stop()
 
 
 @pytest.fixture
-def app(session_app: App) -> Iterator[App]:
+def app(opened_app: App) -> Iterator[App]:
     """The page, with what it has complained about since it was opened counted against this test."""
-    session_app.page.keyboard.press("Escape")  # what an earlier test may have left open
-    yield session_app
-    problems, session_app.problems = session_app.problems, []
+    opened_app.page.keyboard.press("Escape")  # what an earlier test may have left open
+    yield opened_app
+    problems, opened_app.problems = opened_app.problems, []
     assert not problems
-    assert set(session_app.server.unknown) <= ABSENT
+    assert set(opened_app.server.unknown) <= ABSENT

@@ -21,7 +21,8 @@ PACK_ROOT = Path(__file__).resolve().parents[2]
 WEB = PACK_ROOT / "vft_nodes" / "web"
 LOCALES = PACK_ROOT / "locales"
 EMPTY_LISTS = ("embeddings", "userdata", "v2/userdata", "experiment/models", "models", "assets")
-EMPTY_OBJECTS = ("workflow_templates", "global_subgraphs", "folder_paths", "node_replacements")
+EMPTY_OBJECTS = ("workflow_templates", "global_subgraphs", "internal/folder_paths",
+                 "node_replacements")  # fmt: skip
 
 
 class Server:
