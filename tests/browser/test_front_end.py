@@ -154,8 +154,10 @@ def test_the_field_itself_moves_the_line(app: Any) -> None:
     if not app.nodes2:
         pytest.skip("a field of the legacy canvas is no element of the page")
     app.open(chain())
-    app.page.locator("[data-node-id='2'] input[inputmode]").first.fill("7")
-    app.page.keyboard.press("Enter")
+    app.page.locator("[data-node-id='2'] input[inputmode]").first.focus()
+    app.page.keyboard.press("Control+a")
+    app.page.keyboard.type("7")
+    app.page.keyboard.press("Tab")
     app.page.wait_for_timeout(200)
     assert line(app) == "7 per latent frame · 14 B each"
 
