@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vft_lib.checkpoint import save_prior
 from vft_lib.convert_prior import prior_plan
 from vft_lib.errors import CheckpointError
 from vft_lib.loading import load_prior
 from vft_lib.prior import Prior
-from vft_lib.prior_checkpoint import save_prior
 
 GOLDEN = Path(__file__).parent / "golden"
 

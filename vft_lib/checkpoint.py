@@ -1,10 +1,12 @@
-"""Our weight file: one safetensors file whose header carries the config and a fingerprint."""
+"""Our weight file, of a tokenizer or a prior: one safetensors file whose header carries the config
+and a fingerprint."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,12 +16,15 @@ from torch import Tensor
 from .atomic import replacing
 from .config import TokenizerConfig, VAEConfig
 from .errors import CheckpointError, ConfigError
+from .prior import Prior
+from .prior_config import PriorConfig
 from .tensor_files import Cast, Source, digest, write_safetensors
 from .tokenizer import Tokenizer
 from .vae import VideoAutoencoder
 
 FORMAT = "1"
 CHECKED_BYTES = 1 << 28  # hashing a file up to 256 MiB takes less than a second
+Config = TypeVar("Config", TokenizerConfig, PriorConfig)
 
 
 def fingerprint(config: TokenizerConfig, weights: Mapping[str, Tensor]) -> str:
@@ -37,12 +42,29 @@ def save_tokenizer(
 ) -> str:  # fmt: skip
     """Write a tokenizer in one file, atomically, its weights cast to `dtype` (None: as they are)
     and held one at a time. Returns the fingerprint: `mark`, or that of the cast weights."""
-    weights, text = Cast(weights, dtype), config.to_json()
+    weights = Cast(weights, dtype)
     mark = mark or fingerprint(config, weights)
-    meta = {
-        "format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "digest": digest(text, weights)
-    }  # fmt: skip
-    header = {"vft": json.dumps(meta), "config": text, "license": license}
+    return _save(path, "tokenizer", config.to_json(), weights, license, mark)
+
+
+def save_prior(
+    path: str | Path, config: PriorConfig, weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None, *, license: str = "Apache-2.0",
+) -> str:  # fmt: skip
+    """Write a prior, as :func:`save_tokenizer` does. Returns the fingerprint, which is over the
+    whole config and the cast weights."""
+    return _save(path, "prior", config.to_json(), Cast(weights, dtype), license)
+
+
+def _save(
+    path: str | Path, kind: str, config: str, weights: Mapping[str, Tensor], license: str,
+    mark: str | None = None,
+) -> str:  # fmt: skip
+    """Write a file of ours. Returns its fingerprint: `mark`, or the digest."""
+    own = digest(config, weights)
+    mark = mark or own
+    meta = {"format": FORMAT, "kind": kind, "fingerprint": mark, "digest": own}
+    header = {"vft": json.dumps(meta), "config": config, "license": license}
     with replacing(path) as tmp:
         write_safetensors(tmp, weights, header)
     return mark
@@ -68,10 +90,21 @@ def load_vae(path: str | Path, config: VAEConfig) -> VideoAutoencoder:
 def read_tokenizer(source: Source) -> tuple[TokenizerConfig, str, Mapping[str, Tensor]]:
     """Config, fingerprint and weights of a file of ours. The weights are known to be complete and
     of the right shapes, and are read when asked for. Raises CheckpointError."""
+    return _read(source, "tokenizer", TokenizerConfig)
+
+
+def read_prior(source: Source) -> tuple[PriorConfig, str, Mapping[str, Tensor]]:
+    """The same of a prior."""
+    return _read(source, "prior", PriorConfig)
+
+
+def _read(
+    source: Source, kind: str, config_type: type[Config]
+) -> tuple[Config, str, Mapping[str, Tensor]]:
     path = source.path
-    meta, text = header_of(source, "tokenizer")
+    meta, text = header_of(source, kind)
     try:
-        config = TokenizerConfig.from_json(text)
+        config = config_type.from_json(text)
     except ConfigError as e:
         raise CheckpointError(f"{path}: {e}") from None
     source.check_dtypes()
@@ -101,21 +134,15 @@ def header_of(source: Source, kind: str) -> tuple[dict[str, object], str]:
 
 
 def check_shapes(
-    shapes: Mapping[str, list[int]], config: TokenizerConfig, where: str,
+    shapes: Mapping[str, list[int]], config: TokenizerConfig | PriorConfig, where: str,
     names: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """CheckpointError unless exactly the tensors of such a tokenizer are there. `names` are the
-    ones that the reader of a message knows, where they differ from ours."""
+    """CheckpointError unless exactly the tensors of such a model are there. `names` are the ones
+    that the reader of a message knows, where they differ from ours."""
+    names = names or {}
     with torch.device("meta"):
-        same_shapes(shapes, Tokenizer(config).state_dict(), where, names or {})
-
-
-def same_shapes(
-    shapes: Mapping[str, list[int]], model: Mapping[str, Tensor], where: str,
-    names: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
-    """CheckpointError unless these are the names and shapes of the model's weights."""
-    names, wanted = names or {}, {k: list(v.shape) for k, v in model.items()}
+        model = Tokenizer(config) if isinstance(config, TokenizerConfig) else Prior(config)
+    wanted = {k: list(v.shape) for k, v in model.state_dict().items()}
     for key in wanted.keys() ^ shapes.keys():
         state = "misses" if key in wanted else "has an unexpected"
         known = f" ({names[key]!r} in the file)" if key in names else ""

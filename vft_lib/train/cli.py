@@ -178,9 +178,8 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 def _train_prior(args: argparse.Namespace) -> int:
     import torch
 
-    from ..checkpoint import load_vae
+    from ..checkpoint import load_vae, save_prior
     from ..loading import load_prior, load_tokenizer
-    from ..prior_checkpoint import save_prior
     from .loop import join_group, train
     from .prior import PriorTask, encode_ids
     from .tokenizer import dataset_sources, encode_dataset
