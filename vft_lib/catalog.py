@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import _build
+from .config import build
 from .errors import CheckpointError, ConfigError, VftError
 
 if sys.version_info >= (3, 11):
@@ -97,7 +97,7 @@ def read_catalog(path: Path) -> dict[str, Entry]:
     for i, model in enumerate(models):
         name = model.get("name") if isinstance(model, dict) else None
         try:
-            entry = _build(Entry, model, f"model {name!r}" if name else f"model {i + 1}")
+            entry = build(Entry, model, f"model {name!r}" if name else f"model {i + 1}")
         except ConfigError as e:
             raise VftError(f"{path}: {e}") from None
         if entry.name in entries:
@@ -147,7 +147,7 @@ def look_up(name: str) -> Entry | None:
     if known:
         return known[0]
     folder = "".join(f"{part}/" for part in parts[2:])
-    return _build(Entry, _unlisted(name, "/".join(parts[:2]), folder), repr(name))
+    return build(Entry, _unlisted(name, "/".join(parts[:2]), folder), repr(name))
 
 
 def _unlisted(name: str, repo: str, folder: str) -> dict[str, Any]:
