@@ -13,7 +13,7 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vft_lib import checkpoint
+from vft_lib import checkpoint, loading
 from vft_lib.checkpoint import fingerprint, save_tokenizer
 from vft_lib.errors import CheckpointError, VftError
 from vft_lib.loading import load_tokenizer
@@ -100,7 +100,7 @@ def test_loading_builds_on_the_meta_device(
             super().__init__(*args)
             devices.append(next(self.parameters()).device.type)
 
-    monkeypatch.setattr(checkpoint, "Tokenizer", Spy)
+    monkeypatch.setattr(loading, "Tokenizer", Spy)
     load_tokenizer(tiny_checkpoint, device="cpu")
     assert devices == ["meta"]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import torch
@@ -139,15 +141,21 @@ def check_shapes(
 ) -> None:  # fmt: skip
     """CheckpointError unless exactly the tensors of such a model are there. `names` are the ones
     that the reader of a message knows, where they differ from ours."""
-    names = names or {}
-    with torch.device("meta"):
-        model = Tokenizer(config) if isinstance(config, TokenizerConfig) else Prior(config)
-    wanted = {k: list(v.shape) for k, v in model.state_dict().items()}
+    names, wanted = names or {}, weight_shapes(config)
     for key in wanted.keys() ^ shapes.keys():
         state = "misses" if key in wanted else "has an unexpected"
         known = f" ({names[key]!r} in the file)" if key in names else ""
         raise CheckpointError(f"{where} {state} tensor {key!r}{known}")
     for key, shape in shapes.items():
-        if shape != wanted[key]:
+        if shape != list(wanted[key]):
             name = names.get(key, key)
-            raise CheckpointError(f"{where}: {name!r} is {shape}, its config says {wanted[key]}")
+            says = list(wanted[key])
+            raise CheckpointError(f"{where}: {name!r} is {shape}, its config says {says}")
+
+
+@lru_cache(maxsize=8)
+def weight_shapes(config: TokenizerConfig | PriorConfig) -> Mapping[str, torch.Size]:
+    """The names and shapes of the weights of such a model."""
+    with torch.device("meta"):
+        model = Tokenizer(config) if isinstance(config, TokenizerConfig) else Prior(config)
+    return MappingProxyType({k: v.shape for k, v in model.state_dict().items()})

@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from .checkpoint import check_shapes
+from .checkpoint import check_shapes, weight_shapes
 from .config import (
     DecoderConfig,
     DecoderStep,
@@ -36,7 +36,6 @@ from .config import (
 )
 from .errors import CheckpointError, ConfigError
 from .tensor_files import Source
-from .tokenizer import Tokenizer
 
 CONFIG_BYTES = 1 << 24
 VAES = {f"vidtok_kl_causal_488_{c}chn": VAEConfig(latent_channels=c) for c in (4, 8, 16)}
@@ -80,7 +79,7 @@ def read_published(
         shapes |= {k: vae.shapes[key] for k, key in foreign.items()}
         places |= {k: (vae, key) for k, key in foreign.items()}
     config, ours = plan(data, shapes, name, where)
-    return config, Renamed({k: places[key] for k, key in ours.items()}, _wanted(config))
+    return config, Renamed({k: places[key] for k, key in ours.items()}, weight_shapes(config))
 
 
 class Renamed(Mapping[str, Tensor]):
@@ -159,11 +158,6 @@ def fit(shapes: Mapping[str, list[int]]) -> tuple[dict[str, list[int]], dict[str
     return {known: shapes[key] for known, key in names.items()}, names
 
 
-def _wanted(config: TokenizerConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {k: v.shape for k, v in Tokenizer(config).state_dict().items()}
-
-
 # ------------------------------------------------------------------ from a config to a plan
 
 
@@ -185,7 +179,7 @@ def plan(
             raise CheckpointError(f"{where} has an unexpected tensor {key!r}")
         if target:
             ours[target] = key
-    wanted = _wanted(config)
+    wanted = weight_shapes(config)
     found = {k: list(shapes[key]) for k, key in ours.items()}
     for k, shape in found.items():
         if k.startswith("vae.") and k in wanted and _squeezed(shape) == _squeezed(wanted[k]):
