@@ -147,6 +147,19 @@ def test_a_failed_save_keeps_the_old_file(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_saving_reads_each_weight_twice(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """Once for both digests and the header, once to write: a large model is read from a disk."""
+    reads = dict.fromkeys(weights, 0)
+
+    class Counted(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            reads[name] += 1
+            return super().__getitem__(name)
+
+    save_tokenizer(tmp_path / "a.safetensors", TINY, Counted(weights), torch.float16)
+    assert set(reads.values()) == {2}
+
+
 # ---------------------------------------------------------------------- bad files
 
 

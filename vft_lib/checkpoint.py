@@ -20,7 +20,7 @@ from .config import TokenizerConfig, VAEConfig
 from .errors import CheckpointError, ConfigError
 from .prior import Prior
 from .prior_config import PriorConfig
-from .tensor_files import Cast, Source, digest, write_safetensors
+from .tensor_files import Cast, Source, digest, digests, write_safetensors
 from .tokenizer import Tokenizer
 from .vae import VideoAutoencoder
 
@@ -44,9 +44,8 @@ def save_tokenizer(
 ) -> str:  # fmt: skip
     """Write a tokenizer in one file, atomically, its weights cast to `dtype` (None: as they are)
     and held one at a time. Returns the fingerprint: `mark`, or that of the cast weights."""
-    weights = Cast(weights, dtype)
-    mark = mark or fingerprint(config, weights)
-    return _save(path, "tokenizer", config.to_json(), weights, license, mark)
+    text, identity = config.to_json(), config.identity()
+    return _save(path, "tokenizer", text, identity, Cast(weights, dtype), license, mark)
 
 
 def save_prior(
@@ -55,18 +54,20 @@ def save_prior(
 ) -> str:  # fmt: skip
     """Write a prior, as :func:`save_tokenizer` does. Returns the fingerprint, which is over the
     whole config and the cast weights."""
-    return _save(path, "prior", config.to_json(), Cast(weights, dtype), license)
+    text = config.to_json()
+    return _save(path, "prior", text, text, Cast(weights, dtype), license)
 
 
 def _save(
-    path: str | Path, kind: str, config: str, weights: Mapping[str, Tensor], license: str,
+    path: str | Path, kind: str, text: str, identity: str, weights: Cast, license: str,
     mark: str | None = None,
 ) -> str:  # fmt: skip
-    """Write a file of ours. Returns its fingerprint: `mark`, or the digest."""
-    own = digest(config, weights)
-    mark = mark or own
-    meta = {"format": FORMAT, "kind": kind, "fingerprint": mark, "digest": own}
-    header = {"vft": json.dumps(meta), "config": config, "license": license}
+    """Write a file of ours with the config `text`. Returns its fingerprint: `mark`, or that over
+    `identity` and the weights."""
+    found = digests({text} if mark else {text, identity}, weights)
+    mark = mark or found[identity]
+    meta = {"format": FORMAT, "kind": kind, "fingerprint": mark, "digest": found[text]}
+    header = {"vft": json.dumps(meta), "config": text, "license": license}
     with replacing(path) as tmp:
         write_safetensors(tmp, weights, header)
     return mark
