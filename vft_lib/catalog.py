@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 from .config import build
 from .errors import CheckpointError, ConfigError, VftError
+from .packaged import packaged
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-CATALOG = Path(__file__).resolve().parent.parent / "weights" / "catalog.toml"
-PACKAGED = Path(__file__).resolve().parent / "weights" / "catalog.toml"
 # One part of a path or a name. It begins with a letter or digit: no "..", no "-option", no "/".
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _NAME = re.compile(_PART)
@@ -113,7 +112,7 @@ def read_catalog(path: Path) -> dict[str, Entry]:
 @lru_cache(maxsize=1)
 def catalog() -> dict[str, Entry]:
     """The catalogue that comes with this program, by name. Do not change it."""
-    return read_catalog(CATALOG if CATALOG.exists() else PACKAGED)
+    return read_catalog(packaged("catalog.toml"))
 
 
 def models_folder() -> Path:

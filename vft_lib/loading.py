@@ -21,20 +21,17 @@ from .checkpoint import (
 from .convert import TOKENIZER_ENTRIES, read_config, read_published
 from .convert_prior import PRIOR_ENTRIES, is_prior, read_published_prior
 from .errors import CheckpointError
+from .packaged import packaged
 from .prior import Prior
 from .tensor_files import Source, digest
 from .tokenizer import Tokenizer
-
-# weights/ of a checkout, and vft_lib/weights once installed
-WEIGHTS = (Path(__file__).resolve().parent.parent / "weights", Path(__file__).parent / "weights")
 
 
 def resolve(name: str | Path, kind: str = "tokenizer") -> Path:
     """The file or folder that `name` means: `"default"`, an existing path, or the name of a model
     that has been downloaded. CheckpointError says how to get what is not there."""
     if str(name) == "default":
-        file = "default.safetensors" if kind == "tokenizer" else "prior.safetensors"
-        return next((w / file for w in WEIGHTS if (w / file).exists()), WEIGHTS[1] / file)
+        return packaged("default.safetensors" if kind == "tokenizer" else "prior.safetensors")
     return Path(name) if Path(name).exists() else locate(str(name), kind)
 
 
