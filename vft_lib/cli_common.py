@@ -26,8 +26,8 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # that file
 # torch is imported by the functions, not here: `vft --help` and a typing error answer at once.
 
 
-def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device | None, torch.dtype | None]:
-    """What --device and --dtype ask for; None: automatic."""
+def device_of(args: argparse.Namespace) -> torch.device | None:
+    """What --device asks for; None: automatic."""
     import torch
 
     try:
@@ -36,7 +36,14 @@ def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device | None, tor
         raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
     if device is not None and device.type == "cuda" and not torch.cuda.is_available():
         raise VftError("this machine has no CUDA device that torch can use; give --device cpu")
-    return device, None if args.dtype == "auto" else getattr(torch, args.dtype)
+    return device
+
+
+def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device | None, torch.dtype | None]:
+    """What --device and --dtype ask for; None: automatic."""
+    import torch
+
+    return device_of(args), None if args.dtype == "auto" else getattr(torch, args.dtype)
 
 
 def stored_dtype(args: argparse.Namespace) -> torch.dtype | None:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cli_common import device_of
 from ..errors import VftError
 
 if TYPE_CHECKING:
@@ -75,15 +76,11 @@ def add_train_parser(subparsers: Any) -> None:
 
 
 def _device(args: argparse.Namespace) -> torch.device:
+    """What --device asks for; automatic: this process's own GPU, if there is one."""
     import torch
 
-    if args.device != "auto":
-        try:
-            return torch.device(args.device)
-        except RuntimeError:
-            raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
-    local = os.environ.get("LOCAL_RANK", "0")
-    return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return device_of(args) or torch.device(local if torch.cuda.is_available() else "cpu")
 
 
 def _setup(args: argparse.Namespace) -> tuple[Preset, RealClips | None]:
