@@ -28,7 +28,7 @@ from ..errors import VftError
 from ..tokenizer import Tokenizer
 from .data import RealClips, to_video
 from .loop import Schedule, Task, train
-from .prior import HELD_OUT
+from .prior import HELD_OUT, ids_of_latents
 from .probe import LABELS
 from .tokenizer import TokenizerRecipe, dataset_sources
 
@@ -202,16 +202,6 @@ def decoded_latents(
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def ids_of_latents(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
-    """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` on the CPU, as the prior's training reads them."""
-    parts = [
-        tokenizer.fsq.ids(tokenizer.encoder(p.to(tokenizer.device, tokenizer.dtype))).cpu()
-        for p in latents.split(64)
-    ]
-    return torch.cat(parts)
 
 
 def run_clips(
