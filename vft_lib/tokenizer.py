@@ -159,7 +159,7 @@ class Tokenizer(nn.Module):
         scale = c.sampling.guidance if guidance is None else guidance
         use_apg = c.sampling.apg if apg is None else apg
         ids, left, batch = tokens.ids, tokens.frames, len(tokens)
-        draw = self._noise_source(batch, seed, generator)
+        draw = self.noise_source(batch, seed, generator)
         keep = None if budgets is None else self._check_budgets(budgets, tokens)
         new = c.token_frames - c.overlap  # rows of ids that each later chunk brings
         chunk_count = 1 + -(-(ids.shape[1] - c.token_frames) // new)
@@ -332,7 +332,7 @@ class Tokenizer(nn.Module):
         c = self.config
         return c.token_frames + (self.chunk_count(frames) - 1) * (c.token_frames - c.overlap)
 
-    def _noise_source(
+    def noise_source(
         self, batch: int, seed: int | Sequence[int], generator: torch.Generator | None
     ) -> Callable[[tuple[int, ...]], Tensor]:
         """Draws `[B, *shape]` normal noise in float32 on the CPU, clip by clip; the generators run
