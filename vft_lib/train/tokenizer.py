@@ -7,7 +7,6 @@ helps most must go first.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import flow
+from ..atomic import write_bytes
 from ..config import TokenizerConfig
 from ..errors import VftError
 from ..tokenizer import Tokenizer
@@ -82,9 +82,7 @@ def encode_dataset(
             for i in range(0, BLOCK, 16):
                 latents = vae.encode(clips[i : i + 16].to(device))
                 data[start + i : start + i + 16] = latents.half().cpu()
-        tmp = progress.with_suffix(".tmp")
-        tmp.write_text(str(start + BLOCK))
-        os.replace(tmp, progress)
+        write_bytes(progress, str(start + BLOCK).encode())
     return data
 
 
