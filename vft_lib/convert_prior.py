@@ -1,4 +1,4 @@
-"""Published priors -> our config and names. Nothing else knows the published names."""
+"""Published priors -> our config and names. Nothing else knows their names."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from .checkpoint import check_shapes, weight_shapes
-from .convert import Renamed, read_config
 from .errors import CheckpointError, ConfigError
 from .prior_config import PriorConfig
+from .published import Renamed, read_config
 from .tensor_files import Source
 
 ENTRIES: dict[str, type] = {

@@ -18,11 +18,12 @@ from .checkpoint import (
     save_prior,
     save_tokenizer,
 )
-from .convert import TOKENIZER_ENTRIES, read_config, read_published
+from .convert import TOKENIZER_ENTRIES, read_published
 from .convert_prior import PRIOR_ENTRIES, is_prior, read_published_prior
 from .errors import CheckpointError
 from .packaged import packaged
 from .prior import Prior
+from .published import read_config
 from .tensor_files import Source, digest
 from .tokenizer import Tokenizer
 

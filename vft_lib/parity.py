@@ -24,12 +24,13 @@ from torch import Tensor
 from . import flow
 from .checkpoint import weight_shapes
 from .config import TokenizerConfig
-from .convert import fit, parse_config, plan
+from .convert import fit, plan
 from .convert_prior import is_prior, prior_plan
 from .errors import CheckpointError, VftError
 from .prior import Prior
 from .prior_config import PriorConfig
 from .prior_network import Condition
+from .published import parse_config
 from .tokenizer import Tokenizer
 from .tokens import Tokens
 
