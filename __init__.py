@@ -6,4 +6,7 @@ relative import would fail.
 """
 
 if __package__:
-    pass  # the nodes come here
+    from .vft_nodes import comfy_entrypoint
+
+    WEB_DIRECTORY = "./vft_nodes/web"
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

@@ -1,0 +1,34 @@
+"""The ComfyUI node pack: nodes translate, `vft_lib` does the work.
+
+`loaders.py` models · `tokenizing.py` encode, truncate, decode · `generate.py` the prior ·
+`files.py` token files, cut and join · `show.py` sweep and info. `host.py` alone talks to ComfyUI.
+"""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import host
+from .files import JoinTokens, LoadTokens, SaveTokens, SliceTokens
+from .generate import ClassToTokens, RefineTokens, TextToTokens
+from .loaders import DownloadModel, LoadPrior, LoadTokenizer
+from .show import BudgetSweep, ExampleClip, TokensInfo
+from .tokenizing import Encode, FlowDecode, TruncatePrefix
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadTokenizer, LoadPrior, DownloadModel, Encode, TruncatePrefix, FlowDecode, TextToTokens,
+    ClassToTokens, RefineTokens, SaveTokens, LoadTokens, JoinTokens, SliceTokens, BudgetSweep,
+    TokensInfo, ExampleClip,
+]  # fmt: skip
+
+
+class VideoFlexTokExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        host.add_model_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> VideoFlexTokExtension:
+    return VideoFlexTokExtension()

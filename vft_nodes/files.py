@@ -1,0 +1,207 @@
+"""Token files in and out, and tokens cut and joined in time."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..vft_lib import Tokens, VftError
+from ..vft_lib.loading import WEIGHTS
+from . import host
+from .loaders import LoadedTokenizer, stamp
+from .tokenizing import summary
+from .types import TokenizerType, TokensType, schema
+
+SUFFIX = ".vft"
+EXAMPLE = "example.vft [pack]"  # comes with the pack
+OUTPUT = " [output]"
+LISTED = 1000  # files of each folder, at most
+
+
+def _found(kind: str) -> list[str]:
+    """Token files below a folder of ComfyUI, newest first."""
+    root, found = host.folder(kind), list[tuple[float, str]]()
+    for path, folders, names in os.walk(root):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        for name in names:
+            if name.lower().endswith(SUFFIX):
+                file = Path(path) / name
+                found.append((-os.path.getmtime(file), file.relative_to(root).as_posix()))
+        if len(found) >= LISTED:
+            break
+    return [name for _, name in sorted(found)]
+
+
+def file_names() -> list[str]:
+    """What Load Tokens offers: uploads, then what Save Tokens wrote, then the example."""
+    return [*_found("input"), *(name + OUTPUT for name in _found("output")), EXAMPLE]
+
+
+def token_file(name: str) -> Path:
+    """The file of a name that :func:`file_names` lists; VftError for one outside of ComfyUI's
+    folders or that is not there."""
+    if name == EXAMPLE:
+        return next(w / "example.vft" for w in WEIGHTS if (w / "example.vft").exists())
+    kind = "output" if name.endswith(OUTPUT) else "input"
+    path = host.confined(name.removesuffix(OUTPUT), kind)
+    if not path.is_file() or path.suffix.lower() != SUFFIX:
+        raise VftError(f"no token file {name!r}: upload it, or put it into ComfyUI's {kind} folder")
+    return path
+
+
+class SaveTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTSaveTokens", "VFT Save Tokens",
+            description="Writes a .vft file: a few hundred bytes to share. It carries the "
+            "workflow, as images do. Drop it on the canvas to load it.",
+            search_aliases=["videoflextok save", "export tokens"],
+            is_output_node=True,
+            inputs=[
+                TokensType.Input("tokens", tooltip="One clip's tokens."),
+                io.String.Input("filename_prefix", default="videoflextok/clip",
+                                tooltip="Below ComfyUI's output folder; a number is added."),
+            ],
+            outputs=[TokensType.Output("tokens", display_name="tokens",
+                                       tooltip="The same tokens.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, tokens: Tokens, filename_prefix: str) -> io.NodeOutput:
+        path, subfolder = host.output_path(filename_prefix, SUFFIX)
+        notes = {}
+        if host.metadata_allowed():
+            notes = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        tokens.save(path, {k: json.dumps(v) for k, v in notes.items() if v is not None})
+        text = f"{path.name}: {path.stat().st_size:,} B\n{summary(tokens)}"
+        host.Work(cls.hidden).say(text)
+        saved = {"filename": path.name, "subfolder": subfolder, "type": "output"}
+        return io.NodeOutput(tokens, ui={"text": (text,), "vft": [saved]})
+
+
+class LoadTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTLoadTokens", "VFT Load Tokens",
+            description="Reads a .vft file. It says itself which tokenizer made it: Flow Decode "
+            "refuses any other by name.",
+            search_aliases=["videoflextok load", "import tokens", ".vft"],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=file_names(),
+                    tooltip="Uploaded files, files that Save Tokens wrote [output], and the "
+                    "example of the pack.",
+                ),
+            ],
+            outputs=[TokensType.Output("tokens", display_name="tokens",
+                                       tooltip="For Flow Decode.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        # Naming `file` here switches ComfyUI's own list check off: an upload is not in the list.
+        try:
+            token_file(file)
+        except VftError as e:
+            return str(e)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        return stamp(token_file(file))
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        tokens = Tokens.load(token_file(file))
+        text = f"{summary(tokens)}\nof tokenizer {tokens.tokenizer} ({tokens.fingerprint})"
+        host.Work(cls.hidden).say(text)
+        return io.NodeOutput(tokens, ui={"text": (text,)})
+
+
+class JoinTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTJoinTokens", "VFT Join Tokens",
+            description="One clip after the other, as tokens. The smaller budget counts.",
+            search_aliases=["concatenate tokens", "videoflextok join"],
+            inputs=[
+                TokenizerType.Input("tokenizer", tooltip="The one that made the tokens."),
+                TokensType.Input("first", tooltip="The earlier clip."),
+                TokensType.Input("second", tooltip="The later clip, of the same frame rate."),
+                io.Combo.Input(
+                    "unfinished_chunk", options=["hold the last frame", "drop"],
+                    default="hold the last frame",
+                    tooltip="Tokens come in chunks (17 frames for the default). If the first clip "
+                    "ends within one: hold its last frame to the chunk's end, or drop that chunk.",
+                ),
+            ],
+            outputs=[TokensType.Output("tokens", display_name="tokens", tooltip="Both clips.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, tokenizer: LoadedTokenizer, first: Tokens, second: Tokens, unfinished_chunk: str
+    ) -> io.NodeOutput:
+        joined = tokenizer.model.join([first, second], drop_partial=unfinished_chunk == "drop")
+        text = summary(joined)
+        host.Work(cls.hidden).say(text)
+        return io.NodeOutput(joined, ui={"text": (text,)})
+
+
+class SliceTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTSliceTokens", "VFT Slice Tokens",
+            description="A part of a clip, as tokens, in whole chunks (about 2 s for the default).",
+            search_aliases=["cut tokens", "trim tokens", "videoflextok slice"],
+            inputs=[
+                TokenizerType.Input("tokenizer", tooltip="The one that made the tokens."),
+                TokensType.Input("tokens", tooltip="The whole clip."),
+                io.Int.Input("first_chunk", default=0, min=0, max=1_000_000,
+                             tooltip="Where to begin; 0: the beginning."),
+                io.Int.Input("chunks", default=0, min=0, max=1_000_000,
+                             tooltip="How many; 0: all that follow."),
+            ],
+            outputs=[TokensType.Output("tokens", display_name="tokens", tooltip="The part.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, tokenizer: LoadedTokenizer, tokens: Tokens, first_chunk: int, chunks: int
+    ) -> io.NodeOutput:
+        model = tokenizer.model
+        part = model.slice(tokens, first_chunk, chunks or None)
+        begin = first_chunk * model.config.stride / tokens.fps
+        text = (
+            f"chunks {first_chunk} to {first_chunk + model.chunk_count(part.frames) - 1} of "
+            f"{model.chunk_count(tokens.frames)}: {begin:.1f} s to {begin + part.seconds:.1f} s\n"
+            f"{summary(part)}"
+        )
+        host.Work(cls.hidden).say(text)
+        return io.NodeOutput(part, ui={"text": (text,)})
+
+
+def node_facts(tokens: Tokens) -> dict[str, Any]:
+    """What Tokens Info shows, by name."""
+    return {
+        "tokenizer": f"{tokens.tokenizer} ({tokens.fingerprint})",
+        "grid": f"{tokens.ids.shape[1]} latent frames × {tokens.budget} tokens",
+        "tokens": f"{tokens.count:,}", "bytes": f"{tokens.id_bytes:,}",
+        "clip": f"{tokens.frames} frames at {tokens.fps:g} fps, {tokens.seconds:.2f} s",
+        "bits per second": f"{8 * tokens.id_bytes / tokens.seconds:,.0f}",
+        "picture": f"{tokens.size[1]}×{tokens.size[0]} px, {tokens.fit}"
+        + (f" of {tokens.source_size[1]}×{tokens.source_size[0]}" if tokens.source_size else ""),
+        "source": tokens.source or "unknown",
+    }  # fmt: skip

@@ -1,0 +1,270 @@
+"""The prior: words or a class to tokens, and detail for coarse tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..vft_lib import Tokens, VftError
+from ..vft_lib.frames import to_frames
+from ..vft_lib.world import MOTIONS
+from . import host
+from .loaders import LoadedPrior
+from .tokenizing import summary
+from .types import ADVANCED, PriorType, TokensType, schema, seed_input
+
+PREVIEW_STEPS = 4  # of the decoder
+
+
+def _sampling_inputs() -> list[io.Input]:
+    return [
+        seed_input(),
+        io.Float.Input(
+            "guidance",
+            default=0.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="How strongly the words are followed; 1: no guidance. 0: what suits the "
+            "budget.",
+        ),
+        io.Float.Input(
+            "temperature",
+            default=1.0,
+            min=0.0,
+            max=2.0,
+            step=0.01,
+            extra_dict=ADVANCED,
+            tooltip="Below 1: safer choices. 0: always the likeliest token.",
+        ),
+        io.Int.Input(
+            "top_k",
+            default=0,
+            min=0,
+            max=65536,
+            extra_dict=ADVANCED,
+            tooltip="Choose among the k likeliest tokens only; 0: among all.",
+        ),
+        io.Float.Input(
+            "top_p",
+            default=1.0,
+            min=0.01,
+            max=1.0,
+            step=0.01,
+            extra_dict=ADVANCED,
+            tooltip="Choose among the likeliest tokens that together have this probability.",
+        ),
+    ]
+
+
+def _sampling(seed: int, guidance: float, temperature: float, top_k: int, top_p: float) -> dict:
+    return {
+        "seed": [seed], "guidance": guidance or None, "temperature": temperature,
+        "top_k": top_k or None, "top_p": top_p if top_p < 1 else None,
+    }  # fmt: skip
+
+
+def _budget_input(tooltip: str) -> io.Input:
+    return io.Int.Input("budget", default=8, min=1, max=4096, tooltip=tooltip)
+
+
+def _words(prior: LoadedPrior, prompt: str, clip: Any, conditioning: Any) -> dict[str, Any]:
+    """What the prior's `generate` and `refine` take for a prompt: its own text encoder's caption,
+    or text states from elsewhere."""
+    c = prior.model.config
+    if conditioning is None and clip is not None:
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+    if conditioning is not None:
+        if prior.model.text is not None:
+            raise VftError(
+                f"prior {c.name!r} reads the prompt itself: disconnect clip and conditioning"
+            )
+        if len(conditioning) != 1:
+            raise VftError(
+                f"got a conditioning of {len(conditioning)} parts; connect the text encoder "
+                "directly, without combining"
+            )
+        states = conditioning[0][0]
+        if states.ndim != 3 or states.shape[-1] != c.ctx_dim:
+            raise VftError(
+                f"this conditioning is {list(states.shape)}, prior {c.name!r} takes [1,n,"
+                f"{c.ctx_dim}]: load umt5_xxl with Load CLIP, type wan"
+            )
+        return {"states": states, "mask": states.abs().sum(-1) > 0}
+    if not prompt.strip():
+        return {}
+    if c.takes_text and prior.model.text is None:
+        raise VftError(
+            f"prior {c.name!r} has no text encoder of its own: connect clip (Load CLIP: umt5_xxl, "
+            "type wan)"
+        )
+    return {"caption": prompt}
+
+
+def _partial(prior: LoadedPrior, work: host.Work) -> Any:
+    """A preview each time the tokens have doubled; None without a tokenizer."""
+    if prior.tokenizer is None:
+        return None
+    loaded = prior.tokenizer
+
+    def show(tokens: Tokens) -> None:
+        if tokens.budget & (tokens.budget - 1) == 0:
+            model = loaded.ready(decoding=True)
+            video = model.decode(tokens, steps=PREVIEW_STEPS, guidance=1.0)
+            frames = list(to_frames(video[0]))
+            work.show(frames[len(frames) // 2])
+
+    return show
+
+
+def _done(work: host.Work, tokens: Tokens) -> io.NodeOutput:
+    text = summary(tokens)
+    work.say(text)
+    return io.NodeOutput(tokens, ui={"text": (text,)})
+
+
+def _text_inputs(prompt: str) -> list[io.Input]:
+    return [
+        io.String.Input(
+            "prompt",
+            multiline=True,
+            default=prompt,
+            dynamic_prompts=True,
+            tooltip="What the clip shows. The default prior knows shapes, colours, motions, "
+            "backgrounds and camera moves; empty: anything.",
+        ),
+    ]
+
+
+def _encoder_inputs() -> list[io.Input]:
+    return [
+        io.Clip.Input(
+            "clip",
+            optional=True,
+            tooltip="For published priors: the umT5-XXL of Wan (Load CLIP, type wan).",
+        ),
+        io.Conditioning.Input(
+            "conditioning",
+            optional=True,
+            tooltip="For published priors, in place of prompt and clip: umT5-XXL text states.",
+        ),
+    ]
+
+
+class TextToTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTTextToTokens", "VFT Text-to-Token Prior",
+            description="Writes tokens from words, coarse to fine. Stop at a small budget for a "
+            "sketch; Refine Tokens goes on from there.",
+            search_aliases=["text to video", "videoflextok prior", "prompt to tokens"],
+            inputs=[
+                PriorType.Input("prior", tooltip="From Load VFT Prior."),
+                *_text_inputs("a red ball bounces to the right"),
+                _budget_input("Tokens per latent frame to write."),
+                *_sampling_inputs(),
+                io.Int.Input(
+                    "frames", default=0, min=0, max=100_000, extra_dict=ADVANCED,
+                    tooltip="Length in frames; 0: the longest that the prior writes.",
+                ),
+                *_encoder_inputs(),
+            ],
+            outputs=[TokensType.Output("tokens", display_name="tokens",
+                                       tooltip="For Flow Decode.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, prior: LoadedPrior, prompt: str, budget: int, seed: int, guidance: float,
+        temperature: float, top_k: int, top_p: float, frames: int, clip: Any = None,
+        conditioning: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        work = host.Work(cls.hidden)
+        words = _words(prior, prompt, clip, conditioning)
+        tokens = prior.ready(2).generate(
+            budget=budget, frames=frames or None, progress=work, partial=_partial(prior, work),
+            **words, **_sampling(seed, guidance, temperature, top_k, top_p),
+        )  # fmt: skip
+        return _done(work, tokens)
+
+
+class ClassToTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTClassToTokens", "VFT Class-to-Token Prior",
+            description="Writes tokens for a class: a motion for the default prior, an action for "
+            "the published ones trained on Kinetics.",
+            search_aliases=["class to video", "videoflextok class"],
+            inputs=[
+                PriorType.Input("prior", tooltip="From Load VFT Prior."),
+                io.Combo.Input(
+                    "class_name", options=list(MOTIONS), default="bounce_vertical",
+                    tooltip="The classes of the default prior.",
+                ),
+                _budget_input("Tokens per latent frame to write."),
+                *_sampling_inputs(),
+                io.String.Input(
+                    "other_class", default="", extra_dict=ADVANCED,
+                    tooltip="For other priors: the name or number of a class, in place of the "
+                    "list. A wrong one is answered with some that exist.",
+                ),
+            ],
+            outputs=[TokensType.Output("tokens", display_name="tokens",
+                                       tooltip="For Flow Decode.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, prior: LoadedPrior, class_name: str, budget: int, seed: int, guidance: float,
+        temperature: float, top_k: int, top_p: float, other_class: str,
+    ) -> io.NodeOutput:  # fmt: skip
+        work, classes = host.Work(cls.hidden), prior.model.config.classes
+        name = other_class.strip() or class_name
+        if name.isdecimal() and name not in classes and int(name) < len(classes):
+            name = classes[int(name)]
+        tokens = prior.ready(2).generate(
+            class_name=name, budget=budget, progress=work, partial=_partial(prior, work),
+            **_sampling(seed, guidance, temperature, top_k, top_p),
+        )  # fmt: skip
+        return _done(work, tokens)
+
+
+class RefineTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTRefine", "VFT Refine Tokens",
+            description="Goes on from coarse tokens: plausible detail, invented by the prior. What "
+            "is there stays.",
+            search_aliases=["videoflextok refine", "more tokens", "add detail"],
+            inputs=[
+                PriorType.Input("prior", tooltip="From Load VFT Prior."),
+                TokensType.Input("tokens", tooltip="Of the prior's own tokenizer."),
+                *_text_inputs(""),
+                _budget_input("Tokens per latent frame to reach."),
+                *_sampling_inputs(),
+                *_encoder_inputs(),
+            ],
+            outputs=[TokensType.Output("tokens", display_name="tokens",
+                                       tooltip="For Flow Decode.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, prior: LoadedPrior, tokens: Tokens, prompt: str, budget: int, seed: int,
+        guidance: float, temperature: float, top_k: int, top_p: float, clip: Any = None,
+        conditioning: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        work = host.Work(cls.hidden)
+        words = _words(prior, prompt, clip, conditioning)
+        refined = prior.ready(2).refine(
+            tokens, budget, progress=work, partial=_partial(prior, work), **words,
+            **_sampling(seed, guidance, temperature, top_k, top_p),
+        )  # fmt: skip
+        return _done(work, refined)

@@ -1,0 +1,275 @@
+"""Models: load a tokenizer, load a prior, download a published one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..vft_lib import Prior, Tokenizer, VftError, load_prior, load_tokenizer
+from ..vft_lib.catalog import catalog
+from ..vft_lib.loading import is_prior_file, resolve
+from ..vft_lib.tensor_files import Source
+from . import host
+from .types import ADVANCED, PriorType, TokenizerType, schema
+
+DEFAULT = "default"  # the model that comes with the pack
+DTYPES = ["auto", "bfloat16", "float16", "float32"]
+DEVICES = ["auto", "cpu"]
+
+
+@dataclass
+class LoadedTokenizer:
+    """What travels along a VFT_TOKENIZER wire."""
+
+    model: Tokenizer
+    patcher: Any
+
+    def ready(self, decoding: bool, low_memory: bool = False) -> Tokenizer:
+        """The tokenizer on its device, with room for its work."""
+        guided = 2 if decoding and not low_memory else 1
+        host.load([self.patcher], self.work_memory() * guided, whole=False)
+        return self.model
+
+    def work_memory(self) -> int:
+        """Bytes that a chunk takes beside the weights: eight activations at the full picture size
+        in the autoencoder, its widest place."""
+        c = self.model.config
+        pixels = (c.chunk_frames + 3) * c.size**2
+        return 8 * pixels * c.vae.width * self.model.dtype.itemsize
+
+
+@dataclass
+class LoadedPrior:
+    """What travels along a VFT_PRIOR wire."""
+
+    model: Prior
+    patcher: Any
+    tokenizer: LoadedTokenizer | None = None
+    """For previews."""
+
+    def ready(self, clips: int = 1) -> Prior:
+        """The prior on its device, with room for its cache."""
+        c = self.model.config
+        cache = 2 * c.depth * 2 * clips * c.seq_len * c.width * self.model.dtype.itemsize
+        host.load([self.patcher], 2 * cache, whole=True)
+        return self.model
+
+
+@lru_cache(maxsize=512)
+def _kind(path: str, changed: int, size: int) -> str:
+    """ "prior", "tokenizer", or "" for a file that is neither. Reads its header only."""
+    try:
+        return "prior" if is_prior_file(Source.open(path)) else "tokenizer"
+    except (VftError, OSError):
+        return ""
+
+
+def names_of(kind: str) -> list[str]:
+    """The embedded default and the files of this kind in the model folders."""
+    found = []
+    for name in host.model_files():
+        try:
+            path = host.model_path(name)
+            facts = path.stat()
+        except (VftError, OSError):
+            continue
+        if _kind(str(path), facts.st_mtime_ns, facts.st_size) in (kind, ""):
+            found.append(name)  # a damaged file is listed: choosing it says what is wrong
+    return [DEFAULT, *found]
+
+
+def file_of(name: str, kind: str) -> Path:
+    return resolve(DEFAULT, kind) if name == DEFAULT else host.model_path(name)
+
+
+def stamp(path: Path) -> str:
+    """Changes when the file does."""
+    facts = path.stat()
+    return f"{path}:{facts.st_mtime_ns}:{facts.st_size}"
+
+
+def _about(path: Path, compute: torch.device, model: Tokenizer | Prior) -> str:
+    licence = Source.open(path).metadata.get("license", "unknown")
+    numbers = sum(p.numel() for p in model.parameters())
+    return (
+        f"licence {licence} · {numbers / 1e6:.1f} M parameters, {path.stat().st_size / 1e6:.1f} MB "
+        f"file · {compute}, {str(model.dtype).removeprefix('torch.')}, attention: PyTorch SDPA"
+    )
+
+
+def _device_inputs() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "dtype", options=DTYPES, default="auto", extra_dict=ADVANCED,
+            tooltip="Number format of the weights. auto: bfloat16 where the card is fast at it, "
+            "else float16, on the CPU float32.",
+        ),
+        io.Combo.Input(
+            "device", options=DEVICES, default="auto", extra_dict=ADVANCED,
+            tooltip="auto: the card that ComfyUI uses. cpu: leave the card to other models.",
+        ),
+    ]  # fmt: skip
+
+
+class LoadTokenizer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTLoadTokenizer", "Load VFT Tokenizer",
+            description="Loads what turns a clip into tokens and tokens into a clip. 'default' "
+            "comes with the pack: small (64 px), fast, no download.",
+            search_aliases=["videoflextok", "video tokenizer", "load vft"],
+            inputs=[
+                io.Combo.Input(
+                    "tokenizer", options=names_of("tokenizer"), default=DEFAULT,
+                    tooltip="'default' is in the pack; others lie in models/videoflextok.",
+                ),
+                *_device_inputs(),
+            ],
+            outputs=[
+                TokenizerType.Output("tokenizer", display_name="tokenizer",
+                                     tooltip="For Encode and Flow Decode."),
+                io.String.Output("about", display_name="about",
+                                 tooltip="Name, licence, size, device, number format, attention."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, tokenizer: str, **_: Any) -> str:
+        return stamp(file_of(tokenizer, "tokenizer"))
+
+    @classmethod
+    def execute(cls, tokenizer: str, dtype: str, device: str) -> io.NodeOutput:
+        path = file_of(tokenizer, "tokenizer")
+        compute, rest, kind = host.place(device, dtype)
+        model = load_tokenizer(path, device=rest, dtype=kind, ops=host.layer_classes())
+        c = model.config
+        text = (
+            f"{c.name} · {c.size} px, {c.registers} tokens per latent frame, {c.fps:g} fps\n"
+            f"{_about(path, compute, model)}"
+        )
+        host.Work(cls.hidden).say(text)
+        loaded = LoadedTokenizer(model, host.patcher(model, compute, rest))
+        return io.NodeOutput(loaded, text, ui={"text": (text,)})
+
+
+class LoadPrior(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTLoadPrior", "Load VFT Prior",
+            description="Loads what writes tokens from words or a class, and adds detail to "
+            "coarse tokens. 'default' comes with the pack and knows simple scenes.",
+            search_aliases=["videoflextok prior", "text to video tokens", "load vft prior"],
+            inputs=[
+                io.Combo.Input(
+                    "prior", options=names_of("prior"), default=DEFAULT,
+                    tooltip="'default' is in the pack; others lie in models/videoflextok.",
+                ),
+                *_device_inputs(),
+                TokenizerType.Input(
+                    "tokenizer", optional=True,
+                    tooltip="The tokenizer whose tokens it writes: checked, used for previews, and "
+                    "needed by published priors.",
+                ),
+            ],
+            outputs=[
+                PriorType.Output("prior", display_name="prior",
+                                 tooltip="For Text-to-Token Prior, Class-to-Token Prior, Refine "
+                                 "Tokens and Truncate Prefix."),
+                io.String.Output("about", display_name="about",
+                                 tooltip="Name, licence, size, device, number format, attention."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, prior: str, **_: Any) -> str:
+        return stamp(file_of(prior, "prior"))
+
+    @classmethod
+    def execute(
+        cls, prior: str, dtype: str, device: str, tokenizer: LoadedTokenizer | None = None
+    ) -> io.NodeOutput:
+        path = file_of(prior, "prior")
+        compute, rest, kind = host.place(device, dtype)
+        model = load_prior(path, device=rest, dtype=kind)
+        if tokenizer is not None:
+            model.bind(tokenizer.model)
+        c = model.config
+        takes = {"both": "captions and classes", "text": "text", "class": "classes"}
+        text = (
+            f"{c.name} · takes {takes.get(c.cond, c.cond)}, up to {c.registers} tokens per latent "
+            f"frame, {c.frames} frames, for tokenizer {c.tokenizer}\n{_about(path, compute, model)}"
+        )
+        host.Work(cls.hidden).say(text)
+        loaded = LoadedPrior(model, host.patcher(model, compute, rest), tokenizer)
+        return io.NodeOutput(loaded, text, ui={"text": (text,)})
+
+
+class DownloadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTDownloadModel", "Download VFT Model",
+            description="Fetches a published tokenizer or prior into models/videoflextok, verifies "
+            "and converts it. Nothing else in this pack ever opens a connection. Afterwards press "
+            "R, and it is in the loaders' lists.",
+            search_aliases=["videoflextok download"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "model", options=list(catalog()),
+                    tooltip="The published models; sizes and licences are shown before anything "
+                    "is fetched.",
+                ),
+                io.Boolean.Input(
+                    "accept_licence", default=False,
+                    tooltip="Off: only show the licence and the size. On: you accept the licence; "
+                    "download.",
+                ),
+                io.Combo.Input(
+                    "dtype", options=["bfloat16", "float16", "as published"], default="bfloat16",
+                    tooltip="Number format of the file that is written; half the size in 16 bits.",
+                    extra_dict=ADVANCED,
+                ),
+            ],
+            outputs=[io.String.Output("file", display_name="file",
+                                      tooltip="The file's name, as the loaders list it.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, **_: Any) -> str:
+        path = host.download_folder() / catalog()[model].file_name
+        return stamp(path) if path.exists() else "missing"
+
+    @classmethod
+    def execute(cls, model: str, accept_licence: bool, dtype: str) -> io.NodeOutput:
+        from ..vft_lib.hub import download
+
+        work, entry = host.Work(cls.hidden), catalog()[model]
+        path = host.download_folder() / entry.file_name
+        text = f"{model}: {entry.about}\n{entry.facts}"
+        if not path.exists() and not accept_licence:
+            text += f"\nfrom {entry.hub_id}\nSet accept_licence to fetch it into {path.parent}"
+            work.say(text)
+            return io.NodeOutput(entry.file_name, ui={"text": (text,)})
+        if not path.exists():
+            cast = None if dtype == "as published" else getattr(torch, dtype)
+
+            def progress(label: str) -> host.Work:
+                work.say(f"{label}\n{entry.facts}")
+                return work
+
+            path = download(model, path.parent, cast, progress=progress, note=work.say)
+        text += f"\n{os.path.basename(path)} is in {path.parent}"
+        work.say(text)
+        return io.NodeOutput(path.name, ui={"text": (text,)})

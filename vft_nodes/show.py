@@ -1,0 +1,184 @@
+"""Budget Sweep, Tokens Info, and an example clip that needs no file."""
+
+from __future__ import annotations
+
+import io as bytesio
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io
+from PIL import Image
+from torch import Tensor
+
+from ..vft_lib import Tokens, VftError
+from ..vft_lib.frames import fit_frame, to_tensor
+from ..vft_lib.metrics import Quality
+from ..vft_lib.sheets import Grid, draw_plot, in_bytes
+from ..vft_lib.world import make_clip
+from . import host
+from .files import node_facts
+from .loaders import LoadedTokenizer
+from .pictures import image_frames, make_video, store
+from .tokenizing import decoded, decoding_inputs
+from .types import TokenizerType, TokensType, schema
+
+COMPARED = 16  # frames at a time
+
+
+class BudgetSweep(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTBudgetSweep", "VFT Budget Sweep",
+            description="The same tokens decoded at several budgets: a labelled grid to look at, "
+            "and quality by bytes. Encode once, compare everything.",
+            search_aliases=["compare budgets", "rate distortion", "videoflextok sweep"],
+            is_output_node=True,
+            inputs=[
+                TokenizerType.Input("tokenizer", tooltip="The one that made the tokens."),
+                TokensType.Input("tokens", tooltip="All tokens of the clip."),
+                io.String.Input("budgets", default="1 2 4 8 16",
+                                tooltip="Tokens per latent frame, apart by spaces."),
+                *decoding_inputs(),
+                io.Image.Input(
+                    "original", optional=True,
+                    tooltip="The clip's frames, as many as were encoded: shown first, and quality "
+                    "is measured against them. Without it: against the largest budget.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("grid", display_name="grid", tooltip="Frames of the grid."),
+                io.Video.Output("video", display_name="video", tooltip="The grid as a video."),
+                io.Image.Output("plot", display_name="plot", tooltip="PSNR and SSIM by budget."),
+                io.String.Output("table", display_name="table",
+                                 tooltip="The numbers, as JSON."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, tokenizer: LoadedTokenizer, tokens: Tokens, budgets: str, steps: int,
+        guidance: float, seed: int, original: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        try:
+            ks = sorted({int(k) for k in budgets.replace(",", " ").split()})
+        except ValueError:
+            ks = []
+        if not ks:
+            raise VftError(f"budgets {budgets[:60]!r}: give numbers apart by spaces, as in 1 4 16")
+        if original is not None and len(original) != tokens.frames:
+            raise VftError(
+                f"got {len(original)} original frames, the tokens are of {tokens.frames}: connect "
+                "the frames that were encoded"
+            )
+        work, parts = host.Work(cls.hidden), [tokens.truncate(k) for k in ks]
+        clips = [
+            decoded(
+                tokenizer, part, work, steps=steps, guidance=guidance, seed=seed,
+                part=(i, len(parts)),
+            )
+            for i, part in enumerate(parts)
+        ]  # fmt: skip
+        reference, against = clips[-1], f"k={ks[-1]}"
+        if original is not None:
+            h, w = clips[0].shape[1:3]
+            fitted = (fit_frame(f, (h, w), tokens.fit) for f in image_frames(original))
+            reference, against = store(fitted, tokens.frames), "the original"
+        rows = [_row(part, clip, reference) for part, clip in zip(parts, clips)]
+        labels = [f"k={r['budget']} · {r['tokens']} tokens · {in_bytes(r['bytes'])}" for r in rows]
+        shown = clips if original is None else [reference, *clips]
+        grid = Grid(labels if original is None else ["original", *labels], shown[0].shape[1:3])
+
+        def tiles() -> Iterator[np.ndarray]:
+            for frames in zip(*map(image_frames, shown)):
+                work.check()
+                yield grid.frame(frames)
+
+        images = store(tiles(), tokens.frames)
+        kept = rows if original is not None else rows[:-1] or rows
+        plot = bytesio.BytesIO()
+        draw_plot(kept, plot, against)
+        picture = torch.from_numpy(np.array(Image.open(plot).convert("RGB"))).float() / 255
+        text = "\n".join(
+            f"k={r['budget']}: {in_bytes(r['bytes'])}, {r['psnr']:.2f} dB, SSIM {r['ssim']:.3f}"
+            for r in rows
+        )
+        work.say(f"against {against}\n{text}")
+        table = json.dumps({"against": against, "rows": rows}, indent=1)
+        video = make_video(images, tokens.fps)
+        return io.NodeOutput(images, video, picture[None], table, ui={"text": (text,)})
+
+
+def _row(part: Tokens, clip: Tensor, reference: Tensor) -> dict[str, Any]:
+    quality = Quality()
+    for a, b in zip(clip.split(COMPARED), reference.split(COMPARED)):
+        quality.update(*(to_tensor(image_frames(x)) for x in (a, b)))
+    return {
+        "budget": part.budget, "tokens": part.count, "bytes": part.id_bytes,
+        "psnr": round(quality.psnr, 3), "ssim": round(quality.ssim, 4),
+    }  # fmt: skip
+
+
+class TokensInfo(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTTokensInfo", "VFT Tokens Info",
+            description="What a grid of tokens holds, and the numbers for other nodes.",
+            search_aliases=["videoflextok info", "token count"],
+            is_output_node=True,
+            inputs=[TokensType.Input("tokens", tooltip="Any tokens.")],
+            outputs=[
+                io.String.Output("text", display_name="text", tooltip="All facts."),
+                io.Int.Output("budget", display_name="budget", tooltip="Tokens per latent frame."),
+                io.Int.Output("count", display_name="tokens", tooltip="Tokens of the clip."),
+                io.Int.Output("bytes", display_name="bytes", tooltip="Bytes of the ids."),
+                io.Int.Output("frames", display_name="frames", tooltip="Frames of the clip."),
+                io.Float.Output("fps", display_name="fps", tooltip="Frames per second."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, tokens: Tokens) -> io.NodeOutput:
+        text = "\n".join(f"{name}: {value}" for name, value in node_facts(tokens).items())
+        host.Work(cls.hidden).say(text)
+        return io.NodeOutput(
+            text, tokens.budget, tokens.count, tokens.id_bytes, tokens.frames, tokens.fps,
+            ui={"text": (text,)},
+        )  # fmt: skip
+
+
+class ExampleClip(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTExampleClip", "VFT Example Clip",
+            description="A drawn clip, different for every seed, so that a workflow runs before "
+            "you have a file. Replace it by Load Video.",
+            search_aliases=["test clip", "procedural video", "videoflextok example"],
+            inputs=[
+                io.Int.Input("seed", default=42, min=0, max=0xFFFFFFFF,
+                             tooltip="Which clip.", control_after_generate=True),
+                io.Int.Input("frames", default=33, min=1, max=4096,
+                             tooltip="At 8 frames per second."),
+                io.Int.Input("size", default=256, min=16, max=1024, step=8,
+                             tooltip="Pixels a side."),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="images", tooltip="The frames."),
+                io.Video.Output("video", display_name="video", tooltip="The same as a video."),
+                io.String.Output("caption", display_name="caption",
+                                 tooltip="What it shows, in the default prior's words."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, seed: int, frames: int, size: int) -> io.NodeOutput:
+        clip = make_clip(seed, frames=frames, size=size)
+        images = store(clip.video, frames)
+        return io.NodeOutput(images, make_video(images, 8), clip.caption)

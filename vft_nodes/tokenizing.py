@@ -1,0 +1,265 @@
+"""The straight path: Encode, Truncate Prefix, Flow Decode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..vft_lib import Tokens, VftError
+from ..vft_lib.frames import FITS, to_frames
+from ..vft_lib.prior import bits_budget
+from ..vft_lib.stream import decode_frames, encode_file, encode_frames
+from . import host
+from .loaders import LoadedPrior, LoadedTokenizer
+from .pictures import FrameStore, image_frames, make_video, resampled, video_file
+from .types import ADVANCED, PriorType, TokenizerType, TokensType, schema, seed_input
+
+
+def summary(tokens: Tokens) -> str:
+    """One line on a grid of tokens, as the budget widget words it."""
+    size = tokens.id_bytes
+    human = f"{size} B" if size < 10_000 else f"{size / 1000:.1f} kB"
+    return (
+        f"{tokens.budget} per latent frame · {tokens.count:,} tokens · {human} · "
+        f"{tokens.frames} frames, {tokens.seconds:.1f} s"
+    )
+
+
+class Encode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTEncode", "VFT Encode",
+            description="A clip to tokens, all of them: cut them with Truncate Prefix, which never "
+            "encodes again. Connect a video or images.",
+            search_aliases=["video to tokens", "tokenize video", "videoflextok encode"],
+            inputs=[
+                TokenizerType.Input("tokenizer", tooltip="From Load VFT Tokenizer."),
+                io.Video.Input(
+                    "video", optional=True,
+                    tooltip="A clip of any length: read a few frames at a time.",
+                ),
+                io.Image.Input(
+                    "images", optional=True,
+                    tooltip="A batch of frames, in place of a video. Every one is encoded.",
+                ),
+                io.Float.Input(
+                    "fps", default=0.0, min=0.0, max=240.0, step=0.01,
+                    tooltip="Video: how many frames of each second are taken. Images: how fast "
+                    "they play. 0: the tokenizer's own rate (8 for the default).",
+                ),
+                io.Combo.Input(
+                    "fit", options=list(FITS), default="crop",
+                    tooltip="How the picture is brought to the tokenizer's square: crop the long "
+                    "side, pad with bars (taken off again when decoding), or stretch.",
+                ),
+            ],
+            outputs=[TokensType.Output("tokens", display_name="tokens",
+                                       tooltip="All tokens of the clip, coarse to fine.")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, tokenizer: LoadedTokenizer, fps: float, fit: str, video: Any = None,
+        images: Tensor | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        if (video is None) == (images is None):
+            raise VftError("connect a video or images to VFT Encode, one of them")
+        work = host.Work(cls.hidden)
+        rate = fps or tokenizer.model.config.fps
+
+        def attempt(_: bool) -> Tokens:
+            model = tokenizer.ready(decoding=False)
+            if images is not None:
+                return encode_frames(
+                    model, image_frames(images), fps=rate, fit=fit, total=len(images),
+                    progress=work,
+                )  # fmt: skip
+            file = video_file(video)
+            if file is not None:
+                return encode_file(
+                    model, file, fps=rate, fit=fit, progress=work, on_problem=work.say
+                )
+            parts = video.get_components()
+            frames = resampled(parts.images, float(parts.frame_rate), rate)
+            count = max(1, round(len(parts.images) / float(parts.frame_rate) * rate))
+            return encode_frames(model, frames, fps=rate, fit=fit, total=count, progress=work)
+
+        advice = "choose bfloat16 or the CPU in Load VFT Tokenizer, or a smaller tokenizer"
+        tokens = host.with_retry(work, attempt, advice)
+        text = summary(tokens)
+        work.say(text)
+        return io.NodeOutput(tokens, ui={"text": (text,)})
+
+
+BY = ["tokens per frame", "tokens in all", "bytes", "information"]
+
+
+class TruncatePrefix(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTTruncate", "VFT Truncate Prefix",
+            description="Keeps the first tokens of every latent frame: the coarse part of the "
+            "clip. Instant; nothing is encoded again.",
+            search_aliases=["token budget", "fewer tokens", "videoflextok truncate"],
+            inputs=[
+                TokensType.Input("tokens", tooltip="From VFT Encode, or any node with tokens."),
+                io.Combo.Input(
+                    "by", options=BY, default=BY[0],
+                    tooltip="What the budget counts. 'information' ignores it: a prior finds the "
+                    "smallest budget that keeps the share below.",
+                ),
+                io.Int.Input(
+                    "budget", default=8, min=1, max=1 << 30,
+                    tooltip="Tokens per latent frame, or tokens or bytes of the whole clip.",
+                ),
+                io.Float.Input(
+                    "keep_bits", default=0.9, min=0.01, max=1.0, step=0.01, extra_dict=ADVANCED,
+                    tooltip="With 'information': the share of the clip's bits to keep.",
+                ),
+                PriorType.Input("prior", optional=True, tooltip="Only for 'information'."),
+            ],
+            outputs=[
+                TokensType.Output("tokens", display_name="tokens", tooltip="The tokens kept."),
+                io.Int.Output("budget", display_name="budget",
+                              tooltip="How many per latent frame."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, tokens: Tokens, by: str, budget: int, keep_bits: float,
+        prior: LoadedPrior | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        work = host.Work(cls.hidden)
+        if by == "information":
+            if prior is None:
+                raise VftError("'information' needs a prior: connect Load VFT Prior")
+            budget = bits_budget(prior.ready().surprise(tokens)[0], keep_bits)
+        elif by == "tokens in all":
+            budget = tokens.budget_within(count=budget)
+        elif by == "bytes":
+            budget = tokens.budget_within(id_bytes=budget)
+        kept = tokens.truncate(budget)
+        text = summary(kept)
+        work.say(text)
+        return io.NodeOutput(kept, budget, ui={"text": (text,)})
+
+
+def decoding_inputs() -> list[io.Input]:
+    """What Flow Decode and Budget Sweep ask of the sampler."""
+    return [
+        io.Int.Input(
+            "steps",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="Sampling steps; 0: what the tokenizer was measured best at.",
+        ),
+        io.Float.Input(
+            "guidance",
+            default=0.0,
+            min=0.0,
+            max=30.0,
+            step=0.1,
+            tooltip="How strongly the tokens are followed; 1: no guidance, half the work. 0: what "
+            "the tokenizer was measured best at.",
+        ),
+        seed_input(),
+    ]
+
+
+def decoded(
+    loaded: LoadedTokenizer, tokens: Tokens, work: host.Work, *, steps: int, guidance: float,
+    seed: int, first_frame: np.ndarray | None = None, keep_bars: bool = False,
+    preview: bool = True, part: tuple[int, int] = (0, 1),
+) -> Tensor:  # fmt: skip
+    """Tokens -> IMAGE, with progress, previews and a retry when memory runs out. `part` (i, n):
+    this is run i of n for the progress bar."""
+    count = steps or loaded.model.config.sampling.steps
+    every, i, n = max(1, count // 5), *part
+
+    def attempt(low_memory: bool) -> Tensor:
+        model = loaded.ready(decoding=True, low_memory=low_memory)
+        kept, done = FrameStore(tokens.frames), 0
+
+        def estimate(latents: Tensor) -> None:
+            nonlocal done
+            done += 1
+            if done % every == 0:
+                picture = model.vae.decode(latents[:1, :, :1].to(model.dtype))
+                work.show(next(to_frames(picture[0])))
+
+        def progress(at: int, total: int | None) -> None:
+            total = total or at
+            work(i * total + at, n * total)
+
+        frames: Iterator[np.ndarray] = decode_frames(
+            model, tokens, steps=steps or None, guidance=guidance or None, seed=seed,
+            first_frame=first_frame, keep_bars=keep_bars, low_memory=low_memory,
+            progress=progress, estimate=estimate if preview else None,
+        )  # fmt: skip
+        for frame in frames:
+            kept.add(frame)
+        return kept.image()
+
+    advice = "choose bfloat16 in Load VFT Tokenizer, guidance 1, or a smaller tokenizer"
+    return host.with_retry(work, attempt, advice)
+
+
+class FlowDecode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTDecode", "VFT Flow Decode",
+            description="Tokens to a clip, chunk by chunk. Fewer tokens: a coarser, still "
+            "plausible clip; another seed: another guess at what the tokens leave open.",
+            search_aliases=["tokens to video", "videoflextok decode", "detokenize"],
+            inputs=[
+                TokenizerType.Input("tokenizer", tooltip="The one that made the tokens."),
+                TokensType.Input("tokens", tooltip="Any prefix of a clip's tokens."),
+                *decoding_inputs(),
+                io.Image.Input(
+                    "first_frame", optional=True,
+                    tooltip="Pins the first frame: edit it, and the tokens move the edit.",
+                ),
+                io.Audio.Input("audio", optional=True, tooltip="Sound for the video."),
+                io.Boolean.Input(
+                    "keep_bars", default=False, extra_dict=ADVANCED,
+                    tooltip="Keep the bars of a clip that was encoded with 'pad'.",
+                ),
+                io.Boolean.Input(
+                    "preview", default=True, extra_dict=ADVANCED,
+                    tooltip="Show where the sampler is heading, five times a chunk.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output("images", display_name="images", tooltip="The frames."),
+                io.Video.Output("video", display_name="video",
+                                tooltip="The same with frame rate and sound, for Save Video."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, tokenizer: LoadedTokenizer, tokens: Tokens, steps: int, guidance: float, seed: int,
+        keep_bars: bool, preview: bool, first_frame: Tensor | None = None, audio: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        work = host.Work(cls.hidden)
+        given = None if first_frame is None else next(islice(image_frames(first_frame), 1))
+        images = decoded(
+            tokenizer, tokens, work, steps=steps, guidance=guidance, seed=seed, first_frame=given,
+            keep_bars=keep_bars, preview=preview,
+        )  # fmt: skip
+        text = f"{summary(tokens)} · {images.shape[2]}×{images.shape[1]} px"
+        work.say(text)
+        return io.NodeOutput(images, make_video(images, tokens.fps, audio), ui={"text": (text,)})
