@@ -116,6 +116,12 @@ def pictures(comfy: ComfyUI, file: dict[str, str]) -> np.ndarray:
     return np.asarray(Image.open(content).convert("RGB"))[None]
 
 
+def saved_tokens(comfy: ComfyUI, run: Run) -> Tokens:
+    """What the node called "tokens" wrote."""
+    file = run.outputs["tokens"]["vft"][0]
+    return Tokens.load(comfy.base / "output" / file["subfolder"] / file["filename"])
+
+
 # ------------------------------------------------------------------ what ComfyUI sees of the pack
 
 
@@ -185,8 +191,7 @@ def test_clip_to_tokens_to_clip(comfy: ComfyUI) -> None:
     run = comfy.run(straight_path(seed=1, frames=21), LIMIT)
     assert run.status == "success", run.error
     assert pictures(comfy, run.outputs["video"]["images"][0]).shape == (21, 64, 64, 3)
-    file = run.outputs["tokens"]["vft"][0]
-    tokens = Tokens.load(comfy.base / "output" / file["subfolder"] / file["filename"])
+    tokens = saved_tokens(comfy, run)
     assert (tokens.frames, tokens.budget, tokens.fps) == (21, 8, 8)
     assert run.progress_of("encode")[-1] == run.progress_of("decode")[-1] == 1
     assert run.progress_of("decode") == sorted(run.progress_of("decode"))
@@ -268,13 +273,20 @@ def test_cancel_stops_a_decode_and_the_next_run_is_clean(comfy: ComfyUI) -> None
     assert pictures(comfy, again.outputs["video"]["images"][0]).shape[0] == 49
 
 
-def test_same_seed_gives_the_same_frames(comfy: ComfyUI) -> None:
-    clips = []
+def test_same_seed_gives_the_same_tokens_and_frames(comfy: ComfyUI) -> None:
+    prompt = straight_path(seed=3, steps=2)
+    prompt["frames"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["decode", 0], "filename_prefix": "ring3/frame"},
+    }
+    tokens, clips = [], []
     for _ in range(2):
         comfy.free()  # or the second run would be the first one's cache
-        run = comfy.run(straight_path(seed=3, steps=2), LIMIT)
+        run = comfy.run(prompt, LIMIT)
         assert run.cached == []
-        clips.append(pictures(comfy, run.outputs["video"]["images"][0]))
+        tokens.append(saved_tokens(comfy, run).ids)
+        clips.append(np.stack([pictures(comfy, f)[0] for f in run.outputs["frames"]["images"]]))
+    np.testing.assert_array_equal(tokens[0], tokens[1])
     np.testing.assert_array_equal(clips[0], clips[1])
 
 
