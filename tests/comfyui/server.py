@@ -42,6 +42,7 @@ class Run:
     )  # node id, value, of how many
     previews: list[tuple[str, bytes]] = field(default_factory=list)  # node id, JPEG or PNG file
     error: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, Any] = field(default_factory=dict)  # by id of a node whose inputs are wrong
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by node id, from /history
 
     def progress_of(self, node: str) -> list[float]:
@@ -200,8 +201,10 @@ class ComfyUI:
 
         `on_progress(node id, value, of how many)` is called as the messages come.
 
+        ComfyUI leaves out outputs whose inputs are wrong (`Run.refused`) as long as one is right.
+
         Raises:
-            RuntimeError: the server refused the prompt; the message says why.
+            RuntimeError: the server refused the whole prompt; the message says why.
             TimeoutError: no end within `limit` seconds; the prompt was interrupted.
         """
         client = uuid.uuid4().hex
@@ -211,7 +214,8 @@ class ComfyUI:
             channel.send(json.dumps({"type": "feature_flags", "data": flags}))
             start = time.monotonic()
             body = {"prompt": prompt, "client_id": client}
-            run = Run(json.loads(self.fetch("/prompt", body))["prompt_id"])
+            answer = json.loads(self.fetch("/prompt", body))
+            run = Run(answer["prompt_id"], refused=answer.get("node_errors", {}))
             try:
                 while not run.status:
                     message = self._receive(channel, start + limit - time.monotonic())

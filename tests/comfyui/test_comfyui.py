@@ -21,8 +21,6 @@ from PIL import Image
 
 from vft_lib import Tokens
 from vft_lib.loading import WEIGHTS
-from vft_lib.video_out import write_png, write_video
-from vft_lib.world import make_clip
 
 ROOT = Path(__file__).parents[2]
 API_PROMPTS = ROOT / "tests" / "workflows" / "api"
@@ -200,49 +198,74 @@ def test_clip_to_tokens_to_clip(comfy: ComfyUI) -> None:
         assert np.asarray(Image.open(io.BytesIO(preview))).std() > 1, "an empty preview"
 
 
-def provide_inputs(comfy: ComfyUI, prompt: Prompt) -> None:
-    """Files for the core nodes that load some: a drawn clip or its first frame."""
-    clip = make_clip(7, frames=24, size=128).video
-    folder = comfy.base / "input"
-    for node in prompt.values():
-        if node["class_type"] == "LoadVideo":
-            write_video(folder / node["inputs"]["file"], iter(clip), 8)
-        elif node["class_type"] == "LoadImage":
-            write_png(folder / node["inputs"]["image"], clip[0])
+SHAPES = {
+    "01_original": (33, 256, 256), "01_rebuilt": (33, 64, 64), "02_text_to_video": (17, 64, 64),
+    "03_long_clip": (161, 64, 64), "04_budget_sweep": (33, 160, 204), "05_coarse": (17, 64, 64),
+    "05_refined": (17, 64, 64), "06_plain": (17, 64, 64), "06_edited": (17, 64, 64),
+    "07_share": (33, 64, 64), "08_original": (33, 256, 256),
+}  # fmt: skip
+"""Frames, height and width of the videos that workflows write, by their file names."""
 
 
-def stored_prompts() -> list[str]:
-    return sorted(file.stem for file in API_PROMPTS.glob("*.json"))
+def stored_prompts(downloads: bool) -> list[str]:
+    """The workflows that begin with a download, or the others."""
+    files = sorted(API_PROMPTS.glob("*.json"))
+    return [f.stem for f in files if ("VFTDownloadModel" in f.read_text()) == downloads]
 
 
-@pytest.mark.parametrize("name", stored_prompts())
-def test_workflow_runs(comfy: ComfyUI, name: str) -> None:
-    prompt = json.loads((API_PROMPTS / f"{name}.json").read_text())
-    provide_inputs(comfy, prompt)
-    run = comfy.run(prompt, LIMIT)
-    assert run.status == "success", run.error
-    assert set(run.executed) | set(run.cached) == set(prompt)
-    check_outputs(comfy, prompt, run)
+def stored_prompt(name: str) -> Prompt:
+    return dict(json.loads((API_PROMPTS / f"{name}.json").read_text()))
 
 
 def check_outputs(comfy: ComfyUI, prompt: Prompt, run: Run) -> None:
-    """Each file that a run says it wrote is there and is not blank; decoders showed their work."""
+    """The files that a run says it wrote are there, as large as they should be, and not blank;
+    decoders showed their work."""
     for node, output in run.outputs.items():
         for file in output.get("images", []):
-            assert pictures(comfy, file).std() > 1, f"node {node}: {file} is blank"
-        for file in output.get("vft", []):
-            assert comfy.view(file)
+            shown = pictures(comfy, file)
+            assert shown.std() > 1, f"node {node}: {file} is blank"
+            if prompt[node]["class_type"] == "SaveVideo":
+                name = re.sub(r"_\d+_\.mp4$", "", file["filename"])
+                assert (name, shown.shape) == (name, (*SHAPES[name], 3))
     for node in set(nodes_of(prompt, "VFTDecode")) & set(run.executed):
         assert run.progress_of(node)[-1] == 1
-        if prompt[node]["inputs"].get("preview", True):
-            assert run.previews_of(node)
+        assert run.previews_of(node)
+
+
+@pytest.mark.parametrize("name", stored_prompts(downloads=False))
+def test_workflow_runs(comfy: ComfyUI, name: str) -> None:
+    prompt = stored_prompt(name)
+    run = comfy.run(prompt, LIMIT)
+    assert run.status == "success", run.error
+    assert not run.refused
+    assert set(run.executed) | set(run.cached) == set(prompt)
+    check_outputs(comfy, prompt, run)
+    for node in nodes_of(prompt, "VFTSaveTokens"):
+        (file,) = run.outputs[node]["vft"]
+        path = comfy.base / "output" / file["subfolder"] / file["filename"]
+        (truncate,) = nodes_of(prompt, "VFTTruncate")
+        inputs, tokens = prompt[truncate]["inputs"], Tokens.load(path)
+        got = tokens.id_bytes if inputs["by"] == "bytes" else tokens.budget
+        assert 0 < got <= inputs["budget"]
+
+
+@pytest.mark.parametrize("name", stored_prompts(downloads=True))
+def test_workflow_of_a_published_model_asks_first(comfy: ComfyUI, name: str) -> None:
+    """Nothing is fetched: the download node states its terms, and what needs the model says so."""
+    prompt = stored_prompt(name)
+    run = comfy.run(prompt, LIMIT)
+    assert run.status == "success", run.error
+    for node in nodes_of(prompt, "VFTDownloadModel"):
+        (text,) = run.outputs[node]["text"]
+        assert "licence" in text.lower()
+        assert "accept_licence" in text
+    for node in nodes_of(prompt, "VFTLoadTokenizer"):
+        assert prompt[node]["inputs"]["tokenizer"] in str(run.refused[node]["errors"])
+    check_outputs(comfy, prompt, run)
 
 
 def test_changing_the_budget_encodes_nothing(comfy: ComfyUI) -> None:
-    names = [name for name in stored_prompts() if name.startswith("01")]
-    assert names, "no workflow 01"
-    prompt = json.loads((API_PROMPTS / f"{names[0]}.json").read_text())
-    provide_inputs(comfy, prompt)
+    prompt = stored_prompt("01_reconstruct_at_any_budget")
     assert comfy.run(prompt, LIMIT).status == "success"
     (truncate,) = nodes_of(prompt, "VFTTruncate")
     (encode,) = nodes_of(prompt, "VFTEncode")
