@@ -45,9 +45,10 @@ TINY = TokenizerConfig(
 )
 
 
-def save_tiny(path: Path, seed: int = 0, name: str = "tiny") -> Path:
+def save_tiny(path: Path, seed: int = 0, name: str = "tiny", registers: int = 8) -> Path:
     """A tokenizer with random weights, none of them zero: every token changes the picture."""
-    config = dataclasses.replace(TINY, name=name)
+    decoder = dataclasses.replace(TINY.decoder, register_posemb=PosembConfig((5, registers)))
+    config = dataclasses.replace(TINY, name=name, registers=registers, decoder=decoder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         weights = Tokenizer(config).state_dict()
@@ -98,3 +99,19 @@ def add_sound(clip: Path, out: Path) -> Path:
         frame.sample_rate = 44100
         target.mux([*sound.encode(frame), *sound.encode(None)])
     return out
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The node pack in a ComfyUI of its own (see comfy_host.py)."""
+    from comfy_host import Host
+
+    return Host(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def made(host: Any) -> Any:
+    """The default models in that ComfyUI, and a clip encoded (see comfy_world.py)."""
+    from comfy_world import make
+
+    return make(host)

@@ -28,8 +28,8 @@ def _found(kind: str) -> list[str]:
     for path, folders, names in os.walk(root):
         folders[:] = [f for f in folders if not f.startswith(".")]
         for name in names:
-            if name.lower().endswith(SUFFIX):
-                file = Path(path) / name
+            file = Path(path) / name
+            if name.lower().endswith(SUFFIX) and file.is_file():  # no link to nothing
                 found.append((-os.path.getmtime(file), file.relative_to(root).as_posix()))
         if len(found) >= LISTED:
             break
