@@ -1,5 +1,5 @@
 """The command line: `vft demo | encode | truncate | decode | info | generate | refine | surprise |
-convert | parity | download | train`.
+convert | parity | bench | download | train`.
 
 Results go to stdout (one JSON object under `--json`), progress and notes to stderr. A problem the
 user can fix is one line on stderr and exit code 2; Ctrl-C is 130.
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `func`."""
+    from .cli_bench import add_bench_parser
     from .cli_prior import add_prior_commands
     from .hub_cli import add_download_parser
     from .train.cli import add_train_parser
@@ -135,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     parity.set_defaults(func=_parity)
     parity.add_argument("cases", type=Path, nargs="+", metavar="DIR")
     parity.add_argument("--json", action="store_true", help="print one JSON object")
+    add_bench_parser(commands)
     add_download_parser(commands)
     add_train_parser(commands)
     return parser

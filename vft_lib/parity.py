@@ -188,7 +188,9 @@ def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
             codes, torch.tensor(c["keep"]), each * c["prefix_frames"],
             torch.full((len(codes),), bool(c["drop_condition"])),
         )  # fmt: skip
-        return tok.decoder(io[c["noisy"]], each * float(c["timestep"]), registers)
+        merged, weight = tok.decoder.merge(registers, 0 if c["drop_condition"] else max(c["keep"]))
+        modulation = tok.decoder.modulate(each[:1] * float(c["timestep"]), merged.dtype)
+        return tok.decoder(io[c["noisy"]], modulation, merged, weight)
 
     def sample(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
         ids = io[c["ids"]].long()
@@ -199,7 +201,7 @@ def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
         pinned = io[c["cond_latents"]] if c.get("cond_latents") else None
         guidance = flow.Guidance(c["guidance"], bool(c["apg"]))
         return tok.sample_latents(
-            ids, noise, c["steps"], guidance, pinned, torch.tensor(c["keep"])
+            ids, noise, flow.Schedule(c["steps"]), guidance, pinned, torch.tensor(c["keep"])
         )  # fmt: skip
 
     def detokenize(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:

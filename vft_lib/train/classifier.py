@@ -192,7 +192,7 @@ def decoded_latents(
         noise = [torch.randn(c.latent_shape, generator=_generator(i)) for i in seeds]
         with autocast(tokenizer, dtype):
             latents = tokenizer.sample_latents(
-                ids[part], torch.stack(noise), steps or c.sampling.steps,
+                ids[part], torch.stack(noise), flow.Schedule(steps or c.sampling.steps),
                 flow.Guidance(c.sampling.guidance, c.sampling.apg),
                 keep=None if keep is None else keep[part],
             )  # fmt: skip

@@ -140,7 +140,8 @@ class TokenizerTask(Task):
         given = torch.arange(clean.shape[2], device=device) < prefix[:, None]  # (B, t)
         given = given[:, None, :, None, None]
         noisy = torch.where(given, clean, (1 - t) * clean + t * noise)
-        error = (self.decoder(noisy, timestep, registers) - (noise - clean)) ** 2
+        modulation = self.decoder.modulate(timestep, registers.dtype)
+        error = (self.decoder(noisy, modulation, registers) - (noise - clean)) ** 2
         # Given frames carry no loss; every clip counts the same however many it has.
         weight = (~given).float().expand_as(error)
         each = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
@@ -162,7 +163,9 @@ class TokenizerTask(Task):
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         videos = [tokenizer.vae.decode(latents.to(tokenizer.device))]
         for k in (1, self.recipe.config.registers // 4, self.recipe.config.registers):
-            sampled = tokenizer.sample_latents(ids[:, :, :k], noise, 20, flow.Guidance())
+            sampled = tokenizer.sample_latents(
+                ids[:, :, :k], noise, flow.Schedule(20), flow.Guidance()
+            )
             videos.append(tokenizer.vae.decode(sampled))
         strip = [v.cpu() for clip in zip(*videos) for v in clip]
         save_strip(out / f"samples-{step:06d}.png", strip)
