@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from comfy_pack import Pack, load_pack
 
 from vft_lib.checkpoint import save_tokenizer
 from vft_lib.config import (
@@ -44,9 +45,10 @@ TINY = TokenizerConfig(
 )
 
 
-def save_tiny(path: Path, seed: int = 0, name: str = "tiny") -> Path:
+def save_tiny(path: Path, seed: int = 0, name: str = "tiny", registers: int = 8) -> Path:
     """A tokenizer with random weights, none of them zero: every token changes the picture."""
-    config = dataclasses.replace(TINY, name=name)
+    decoder = dataclasses.replace(TINY.decoder, register_posemb=PosembConfig((5, registers)))
+    config = dataclasses.replace(TINY, name=name, registers=registers, decoder=decoder)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         weights = Tokenizer(config).state_dict()
@@ -65,6 +67,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_tokenizer(tiny_checkpoint: Path) -> Tokenizer:
     """A tiny tokenizer on the CPU in float32, read from `tiny_checkpoint`."""
     return load_tokenizer(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """The node pack as ComfyUI loads it."""
+    return load_pack(tmp_path_factory.mktemp("comfyui"))
 
 
 def moving_picture(frames: int, height: int, width: int) -> np.ndarray:
@@ -91,3 +99,19 @@ def add_sound(clip: Path, out: Path) -> Path:
         frame.sample_rate = 44100
         target.mux([*sound.encode(frame), *sound.encode(None)])
     return out
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The node pack in a ComfyUI of its own (see comfy_host.py)."""
+    from comfy_host import Host
+
+    return Host(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def made(host: Any) -> Any:
+    """The default models in that ComfyUI, and a clip encoded (see comfy_world.py)."""
+    from comfy_world import make
+
+    return make(host)

@@ -74,9 +74,13 @@ def folder(kind: str) -> Path:
 def confined(name: str, kind: str) -> Path:
     """The file `name` below a folder of ComfyUI; VftError if it would lie outside of it, by a
     link, `..` or an absolute path."""
-    root = os.path.realpath(folder(kind))
-    path = os.path.realpath(os.path.join(root, name))
-    if os.path.isabs(name) or os.path.commonpath([root, path]) != root:
+    try:
+        root = os.path.realpath(folder(kind))
+        path = os.path.realpath(os.path.join(root, name))
+        inside = not os.path.isabs(name) and os.path.commonpath([root, path]) == root
+    except ValueError:  # a null byte, or another drive
+        inside = False
+    if not inside:
         raise VftError(f"{name!r} is not inside ComfyUI's {kind} folder; put the file there")
     return Path(path)
 

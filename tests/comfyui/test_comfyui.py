@@ -20,7 +20,7 @@ from comfyui.server import PACK_NAME, ComfyUI, Run
 from PIL import Image
 
 from vft_lib import Tokens
-from vft_lib.loading import WEIGHTS
+from vft_lib.packaged import packaged
 
 ROOT = Path(__file__).parents[2]
 API_PROMPTS = ROOT / "tests" / "workflows" / "api"
@@ -98,11 +98,6 @@ def downstream(prompt: Prompt, start: str) -> set[str]:
         grew = not users <= found
         found |= users
     return found
-
-
-def shipped(name: str) -> Path:
-    """A file of weights/."""
-    return next(folder / name for folder in WEIGHTS if (folder / name).exists())
 
 
 def pictures(comfy: ComfyUI, file: dict[str, str]) -> np.ndarray:
@@ -315,7 +310,7 @@ def test_same_seed_gives_the_same_tokens_and_frames(comfy: ComfyUI) -> None:
 
 def test_freed_models_give_their_memory_back(comfy: ComfyUI) -> None:
     """A run holds at least the tokenizer's weights; after Free Memory they are gone, twice over."""
-    weights = shipped("default.safetensors").stat().st_size
+    weights = packaged("default.safetensors").stat().st_size
     comfy.run(straight_path(seed=4), LIMIT)  # imports, codecs and thread stacks stay, once
     comfy.free()
     empty = comfy.memory
@@ -342,7 +337,7 @@ def test_saved_tokens_can_be_dropped_on_the_canvas(comfy: ComfyUI) -> None:
 
 @pytest.mark.parametrize("name", ["/etc/hostname", "../outside.vft", "missing.vft"])
 def test_token_files_outside_of_the_input_folder_are_refused(comfy: ComfyUI, name: str) -> None:
-    shutil.copy(shipped("example.vft"), comfy.base / "outside.vft")
+    shutil.copy(packaged("example.vft"), comfy.base / "outside.vft")
     prompt = {
         "1": {"class_type": "VFTLoadTokens", "inputs": {"file": name}},
         "2": {"class_type": "VFTTokensInfo", "inputs": {"tokens": ["1", 0]}},
