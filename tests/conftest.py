@@ -11,7 +11,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from comfy_pack import Pack, load_pack
 
 from vft_lib.checkpoint import save_tokenizer
 from vft_lib.config import (
@@ -67,12 +66,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_tokenizer(tiny_checkpoint: Path) -> Tokenizer:
     """A tiny tokenizer on the CPU in float32, read from `tiny_checkpoint`."""
     return load_tokenizer(tiny_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="session")
-def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    """The node pack as ComfyUI loads it."""
-    return load_pack(tmp_path_factory.mktemp("comfyui"))
 
 
 def moving_picture(frames: int, height: int, width: int) -> np.ndarray:
