@@ -12,7 +12,8 @@ import torch
 from comfy_host import Clip
 from comfy_world import Made
 from conftest import save_tiny
-from test_prior import PUBLISHED, made as made_prior
+from test_prior import PUBLISHED
+from test_prior import made as made_prior
 
 from vft_lib.loading import load_tokenizer
 from vft_lib.prior_checkpoint import save_prior

@@ -56,9 +56,7 @@ def test_encode_takes_a_video_in_memory_and_a_trimmed_one(made: Made, tmp_path: 
 
     path = tmp_path / "a.mp4"
     write_video(path, moving_picture(24, 64, 64), 8)
-    whole = made.host.results(
-        "VFTEncode", tokenizer=made.tokenizer, video=VideoFromFile(str(path))
-    )
+    whole = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=VideoFromFile(str(path)))
     memory = VideoFromFile(io.BytesIO(path.read_bytes()))
     memory.get_duration = lambda: 3.0  # type: ignore[method-assign]
     tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=memory)
