@@ -81,7 +81,11 @@ def test_changed_models_are_loaded_again(made: Made) -> None:
 def test_a_model_that_arrives_runs_download_again(made: Made) -> None:
     node = made.host.nodes["VFTDownloadModel"]
     path = made.host.models / "k600-videoflextok.safetensors"
-    words = {"model": "k600-videoflextok", "accept_licence": True, "dtype": "bfloat16"}
+    words: dict[str, Any] = {
+        "model": "k600-videoflextok",
+        "accept_licence": True,
+        "dtype": "bfloat16",
+    }
     assert node.fingerprint_inputs(**words) == "missing"
     save_tiny(path)
     try:

@@ -30,15 +30,15 @@ CORE = {
 }  # fmt: skip
 """Core nodes as ComfyUI 0.3.64 and 0.8.0 have them: inputs, types of the outputs."""
 
-FILE = {
+FILE: dict[str, type] = {
     "id": str, "revision": int, "last_node_id": int, "last_link_id": int, "nodes": list,
     "links": list, "groups": list, "config": dict, "extra": dict, "version": float,
 }  # fmt: skip
-NODE = {
+NODE: dict[str, type] = {
     "id": int, "type": str, "pos": list, "size": list, "flags": dict, "order": int, "mode": int,
     "inputs": list, "outputs": list, "properties": dict, "widgets_values": list,
 }  # fmt: skip
-MAY = {"title": str, "color": str, "bgcolor": str}
+MAY: dict[str, type] = {"title": str, "color": str, "bgcolor": str}
 
 OLD = sorted(SAVED.glob("*/*.json"))
 ALL = [pytest.param(WORKFLOWS / f"{n}.json", id=n) for n in NAMES]
@@ -260,11 +260,12 @@ def test_workflows_of_every_release_are_still_accepted(execute: Any, path: Any) 
 def test_the_executor_refuses_what_comfyui_refuses(execute: Any) -> None:
     prompt = read(API / "01_reconstruct_at_any_budget.json")
     places = {node["class_type"]: node_id for node_id, node in prompt.items()}
-    for kind, changes in [
+    cases: list[tuple[str, dict[str, Any]]] = [
         ("VFTTruncate", {"budget": 0}), ("VFTTruncate", {"by": "magic"}),
         ("VFTDecode", {"tokens": [places["VFTLoadTokenizer"], 0]}), ("VFTDecode", {"x": 1}),
         ("VFTLoadTokenizer", {"tokenizer": "gone.safetensors"}), ("VFTEncode", {"fps": None}),
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    for kind, changes in cases:
         broken = copy.deepcopy(prompt)
         broken[places[kind]]["inputs"] |= changes
         with pytest.raises(ValueError, match=next(iter(changes))):
