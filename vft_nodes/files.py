@@ -10,7 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vft_lib import Tokens, VftError
-from ..vft_lib.loading import WEIGHTS
+from ..vft_lib.packaged import packaged
 from . import host
 from .loaders import LoadedTokenizer, stamp
 from .tokenizing import shown, summary
@@ -45,7 +45,7 @@ def token_file(name: str) -> Path:
     """The file of a name that :func:`file_names` lists; VftError for one outside of ComfyUI's
     folders or that is not there."""
     if name == EXAMPLE:
-        return next(w / "example.vft" for w in WEIGHTS if (w / "example.vft").exists())
+        return packaged("example.vft")
     kind = "output" if name.endswith(OUTPUT) else "input"
     path = host.confined(name.removesuffix(OUTPUT), kind)
     if not path.is_file() or path.suffix.lower() != SUFFIX:

@@ -196,7 +196,9 @@ class Work:
         image = Image.fromarray(frame)
         scale = max(1, PREVIEW // 2 // max(image.size))
         if scale > 1:
-            image = image.resize((image.width * scale, image.height * scale), Image.BICUBIC)
+            image = image.resize(
+                (image.width * scale, image.height * scale), Image.Resampling.BICUBIC
+            )
         self.bar.update_absolute(*self.seen, ("JPEG", image, PREVIEW))
 
     def say(self, text: str) -> None:

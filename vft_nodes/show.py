@@ -84,14 +84,14 @@ class BudgetSweep(io.ComfyNode):
             for i, part in enumerate(parts)
         ]  # fmt: skip
         reference, against = clips[-1], f"k={ks[-1]}"
+        _, h, w, _ = reference.shape
         if original is not None:
-            h, w = clips[0].shape[1:3]
             fitted = (fit_frame(f, (h, w), tokens.fit) for f in image_frames(original))
             reference, against = store(fitted, tokens.frames), "the original"
         rows = [_row(part, clip, reference) for part, clip in zip(parts, clips)]
         labels = [f"k={r['budget']} · {r['tokens']} tokens · {in_bytes(r['bytes'])}" for r in rows]
         shown = clips if original is None else [reference, *clips]
-        grid = Grid(labels if original is None else ["original", *labels], shown[0].shape[1:3])
+        grid = Grid(labels if original is None else ["original", *labels], (h, w))
 
         def tiles() -> Iterator[np.ndarray]:
             for frames in zip(*map(image_frames, shown)):
