@@ -188,6 +188,7 @@ def execute(host: Any) -> Any:
     from comfy_host import Clip
     from conftest import save_tiny
     from test_prior import PUBLISHED, made
+
     from vft_lib.checkpoint import save_prior
 
     save_tiny(host.models / "videoflextok_d18_d28.safetensors", 1, "videoflextok_d18_d28", 40)

@@ -56,6 +56,22 @@ def run(app: Any) -> None:
     app.page.locator(".vft-result", has_text="latent frames ×").wait_for()
 
 
+def click_widget(app: Any, number: int, name: str, from_right: int) -> None:
+    """On the legacy canvas: click on a widget, so many pixels from the node's right border."""
+    at = app.js(
+        """([number, name, fromRight]) => {
+          const node = app.graph.getNodeById(number);
+          const widget = node.widgets.find((w) => w.name === name);
+          const { left, top } = app.canvas.canvas.getBoundingClientRect();
+          const [x, y] = app.canvas.convertOffsetToCanvas(
+            [node.pos[0] + node.size[0] - fromRight, node.pos[1] + widget.last_y + 10]);
+          return [left + x, top + y];
+        }""",
+        [number, name, from_right],
+    )
+    app.page.mouse.click(*at)
+
+
 def module(app: Any, name: str, expression: str, argument: Any = None) -> Any:
     """Something of one of our JavaScript files: `m` is the module, `a` the argument."""
     url = f"/extensions/videoflextok/{name}.js"
@@ -151,13 +167,18 @@ def test_buttons_step_in_powers_of_two_and_the_field_stays_free(app: Any) -> Non
 
 
 def test_the_field_itself_moves_the_line(app: Any) -> None:
-    if not app.nodes2:
-        pytest.skip("a field of the legacy canvas is no element of the page")
     app.open(chain())
-    app.page.locator("[data-node-id='2'] input[inputmode]").first.fill("7")
-    app.page.keyboard.press("Enter")
-    app.page.wait_for_timeout(200)
-    assert line(app) == "7 per latent frame · 14 B each"
+    app.fit()
+    if app.nodes2:
+        app.page.locator("[data-node-id='2'] input[inputmode]").first.focus()
+        app.page.keyboard.press("Control+a")
+        app.page.keyboard.type("5")
+        app.page.keyboard.press("Tab")
+    else:  # drawn on the canvas: its right arrow
+        click_widget(app, 2, "budget", from_right=22)
+    app.page.wait_for_timeout(300)
+    assert app.prompt()["2"]["inputs"]["budget"] == 5
+    assert line(app) == "5 per latent frame · 10 B each"
 
 
 def test_a_connected_budget_has_no_buttons(app: Any) -> None:
@@ -270,17 +291,8 @@ def test_an_upload_is_chosen(app: Any, host: Any, tmp_path: Path) -> None:
     with app.page.expect_file_chooser() as chooser:
         if app.nodes2:
             app.page.get_by_text("choose .vft file to upload").click()
-        else:  # drawn on the canvas: click where the widget is
-            app.page.mouse.click(
-                *app.js(
-                    "() => { const n = app.graph.getNodeById(1),"
-                    " w = n.widgets.find((w) => w.type === 'button'),"
-                    " b = app.canvas.canvas.getBoundingClientRect(),"
-                    " [x, y] = app.canvas.convertOffsetToCanvas("
-                    "   [n.pos[0] + n.size[0] / 2, n.pos[1] + w.last_y + 8]);"
-                    " return [x + b.left, y + b.top]; }"
-                )
-            )
+        else:
+            click_widget(app, 1, "upload_vft", from_right=100)
     assert not chooser.value.is_multiple()
     chooser.value.set_files(file)
     app.page.wait_for_function(

@@ -43,14 +43,14 @@ export function panelOf(node) {
   content.append(panel.chips, panel.line, panel.result);
   root.append(content);
 
-  let height = 20;
+  let height = 0;
   const widget = node.addDOMWidget("vft_panel", "vft_panel", root, {
     serialize: false, // not in the API prompt
     hideOnZoom: false,
     margin: MARGIN,
     getValue: () => "",
     setValue: () => {},
-    getMinHeight: () => height + 2 * MARGIN,
+    getMinHeight: () => (height ? height + 2 * MARGIN : 0),
   });
   widget.serialize = false; // not in the workflow
   const grow = () => {

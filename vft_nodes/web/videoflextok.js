@@ -6,7 +6,7 @@ import { addBudget, BUDGET_NODES, refreshBudgets } from "./budget.js";
 import { colourSockets } from "./colours.js";
 import { addUpload, openDropped } from "./files.js";
 import { noteGrid } from "./grid.js";
-import { showResult } from "./panel.js";
+import { panelOf, showResult } from "./panel.js";
 
 /** Run `more` after the node's own `method`, keeping what that returns. */
 function after(node, method, more) {
@@ -29,7 +29,10 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("VFT")) return;
-    if (node.comfyClass === "VFTLoadTokens") addUpload(node);
+    if (node.comfyClass === "VFTLoadTokens") {
+      addUpload(node);
+      panelOf(node); // now: Nodes 2.0 of 2025 draws none that comes after a changed list of files
+    }
     if (BUDGET_NODES.includes(node.comfyClass)) addBudget(node);
     after(node, "onExecuted", (output) => {
       if (output?.vft_grid) noteGrid(node, output.vft_grid[0]);
