@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast lint format install clean
+.PHONY: demo test test-fast test-comfyui lint format install clean
 
 demo: $(STAMP)
 	$(BIN)/vft demo --out demo
@@ -15,6 +15,14 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
+
+# The pack in a real ComfyUI, headless on the CPU and off the network:
+#   make test-comfyui COMFYUI=/path/to/ComfyUI COMFYUI_PYTHON=/path/to/its/python
+COMFYUI_PYTHON ?= $(firstword $(wildcard $(COMFYUI)/.venv/bin/python $(COMFYUI)/venv/bin/python) python3)
+test-comfyui: $(STAMP)
+	@test -f "$(COMFYUI)/main.py" || { echo "no main.py in COMFYUI=$(COMFYUI): give it a checkout of ComfyUI"; exit 2; }
+	COMFYUI="$(COMFYUI)" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" \
+		sh tests/comfyui/offline.sh $(BIN)/python -m pytest tests/comfyui
 
 # To ComfyUI the checkout is a package, which the nodes' relative imports reach beyond themselves:
 # mypy sees it through a link.

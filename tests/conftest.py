@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from comfy_pack import Pack, described
 
 from vft_lib.checkpoint import save_tokenizer
 from vft_lib.config import (
@@ -22,6 +24,9 @@ from vft_lib.config import (
 )
 from vft_lib.loading import load_tokenizer
 from vft_lib.tokenizer import Tokenizer
+
+# Those need a ComfyUI: `make test-comfyui`.
+collect_ignore = [] if "COMFYUI" in os.environ else ["comfyui"]
 
 TINY = TokenizerConfig(
     name="tiny",
@@ -64,6 +69,20 @@ def tiny_tokenizer(tiny_checkpoint: Path) -> Tokenizer:
     return load_tokenizer(tiny_checkpoint, device="cpu")
 
 
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The node pack in a ComfyUI of its own (see comfy_host.py)."""
+    from comfy_host import Host
+
+    return Host(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def pack(host: Any) -> Pack:
+    """The node pack as the front end hears of it."""
+    return described(host)
+
+
 def moving_picture(frames: int, height: int, width: int) -> np.ndarray:
     """A clip in which every frame differs: uint8 `[T,H,W,3]`."""
     y, x = np.mgrid[:height, :width]
@@ -88,14 +107,6 @@ def add_sound(clip: Path, out: Path) -> Path:
         frame.sample_rate = 44100
         target.mux([*sound.encode(frame), *sound.encode(None)])
     return out
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The node pack in a ComfyUI of its own (see comfy_host.py)."""
-    from comfy_host import Host
-
-    return Host(tmp_path_factory.mktemp("comfyui"))
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vft_lib import checkpoint
+from vft_lib import checkpoint, loading
 from vft_lib.checkpoint import fingerprint, save_tokenizer
 from vft_lib.errors import CheckpointError, VftError
 from vft_lib.loading import load_tokenizer
@@ -100,7 +100,7 @@ def test_loading_builds_on_the_meta_device(
             super().__init__(*args)
             devices.append(next(self.parameters()).device.type)
 
-    monkeypatch.setattr(checkpoint, "Tokenizer", Spy)
+    monkeypatch.setattr(loading, "Tokenizer", Spy)
     load_tokenizer(tiny_checkpoint, device="cpu")
     assert devices == ["meta"]
 
@@ -145,6 +145,19 @@ def test_a_failed_save_keeps_the_old_file(
         save_tokenizer(path, tiny_tokenizer.config, tiny_tokenizer.state_dict(), torch.float32)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_saving_reads_each_weight_twice(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    """Once for both digests and the header, once to write: a large model is read from a disk."""
+    reads = dict.fromkeys(weights, 0)
+
+    class Counted(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            reads[name] += 1
+            return super().__getitem__(name)
+
+    save_tokenizer(tmp_path / "a.safetensors", TINY, Counted(weights), torch.float16)
+    assert set(reads.values()) == {2}
 
 
 # ---------------------------------------------------------------------- bad files

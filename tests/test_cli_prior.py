@@ -12,8 +12,8 @@ from conftest import moving_picture, save_tiny
 from test_cli import Vft
 from test_prior import OURS, made
 
+from vft_lib.checkpoint import save_prior
 from vft_lib.loading import load_prior, load_tokenizer
-from vft_lib.prior_checkpoint import save_prior
 from vft_lib.tokens import Tokens
 from vft_lib.video_in import probe
 from vft_lib.video_out import write_video

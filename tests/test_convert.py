@@ -24,6 +24,7 @@ from vft_lib.cli import main
 from vft_lib.errors import VftError
 from vft_lib.loading import load_tokenizer
 from vft_lib.tensor_files import Source
+from vft_lib.tokenizer import Tokenizer
 
 CASE = "time-causal"
 
@@ -377,7 +378,7 @@ def test_a_large_file_is_never_held_twice(tmp_path: Path) -> None:
             if "depth" in module:
                 module |= {"depth": 3, "head_dim": 64}
     with torch.device("meta"):
-        made = convert.Tokenizer(convert.architecture(config, {}, "wide")[0])
+        made = Tokenizer(convert.architecture(config, {}, "wide")[0])
     size = sum(v.numel() for k, v in made.state_dict().items() if not k.startswith("vae."))
     assert size > 50e6
     script = textwrap.dedent(
@@ -427,7 +428,7 @@ def published_zeros(config: dict[str, Any], dim: int) -> dict[str, Tensor]:
     small = tensors_of("options2")
     plan_config, rename = convert.architecture(config, {}, "wide")
     with torch.device("meta"):
-        wanted = {k: v.shape for k, v in convert.Tokenizer(plan_config).state_dict().items()}
+        wanted = {k: v.shape for k, v in Tokenizer(plan_config).state_dict().items()}
     tensors: dict[str, Tensor] = {}
     for key, value in small.items():
         ours = rename(key.removeprefix("video_tokenizer."))

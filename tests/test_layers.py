@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vft_lib.attention import Layout
 from vft_lib.config import MaskConfig, PosembConfig, TransformerConfig
 from vft_lib.errors import VftError
 from vft_lib.layers import (
@@ -71,7 +72,7 @@ def test_attention_by_hand(head_dim: int) -> None:
         scores = (q @ k.transpose(1, 2)) * 8 / head_dim
         heads.append(scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v)
     expected = torch.cat(heads, -1) @ layer.proj.weight.T
-    assert torch.allclose(layer(x, mask), expected, atol=1e-5)
+    assert torch.allclose(layer(x, Layout(MaskConfig("causal"), 1, 3, 2)), expected, atol=1e-5)
 
 
 def test_gated_mlp_by_hand() -> None:
@@ -110,30 +111,36 @@ def test_modulation_of_each_kind_by_hand(kinds: int) -> None:
                     y[:, frame, token] = v * (1 + of(kind, place + 1)) + of(kind, place)
         return y
 
+    layout = Layout(MaskConfig("full"), frames, patches, registers)
     h = each(2, norm(x), "modulate").flatten(1, 2)
-    expected = x + each(0, block.attention(h, None).view_as(x), "gate")
+    expected = x + each(0, block.attention(h, layout).view_as(x), "gate")
     expected = expected + each(1, block.mlp(each(4, norm(expected), "modulate")), "gate")
-    assert torch.allclose(block(x, None, time, patches), expected, atol=1e-5)
+    assert torch.allclose(block(x, layout, block.modulate(time)), expected, atol=1e-5)
 
 
 def test_without_modulation_time_does_not_matter() -> None:
     torch.manual_seed(0)
     block = Block(TransformerConfig(16, 1, 8))
     x = normal(1, 2, 2, 5, 16)
-    expected = x + block.attention(norm(x).flatten(1, 2), None).view_as(x)
+    layout = Layout(MaskConfig("full"), 2, 3, 2)
+    expected = x + block.attention(norm(x).flatten(1, 2), layout).view_as(x)
     expected = expected + block.mlp(norm(expected))
-    assert torch.allclose(block(x, None, None, 3), expected, atol=1e-6)
-    assert torch.equal(block(x, None, normal(2, 2, 16), 3), block(x, None, None, 3))
+    assert torch.allclose(block(x, layout, None), expected, atol=1e-6)
+    trunk = Transformer(TransformerConfig(16, 1, 8), MaskConfig("full"))
+    patches, registers = x.split([3, 2], dim=2)
+    out = trunk(patches, registers, trunk.modulate(normal(2, 2, 16)))
+    assert torch.equal(out[0], trunk(patches, registers)[0])
 
 
 def test_inputs_are_not_changed() -> None:
     torch.manual_seed(0)
     trunk = Transformer(TransformerConfig(16, 2, 8, modulation_kinds=2), MaskConfig())
     patches, registers, time = normal(0, 1, 2, 3, 16), normal(1, 1, 2, 2, 16), normal(2, 1, 16)
-    before = [v.clone() for v in (patches, registers, time)]
-    out = trunk(patches, registers, time)
+    modulation = trunk.modulate(time)
+    before = [v.clone() for v in (patches, registers, time, *modulation)]
+    out = trunk(patches, registers, modulation)
     assert [o.shape for o in out] == [patches.shape, registers.shape]
-    for old, new in zip(before, (patches, registers, time)):
+    for old, new in zip(before, (patches, registers, time, *modulation)):
         assert torch.equal(old, new)
 
 

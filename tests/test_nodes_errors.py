@@ -15,8 +15,8 @@ from conftest import save_tiny
 from test_prior import PUBLISHED
 from test_prior import made as made_prior
 
+from vft_lib.checkpoint import save_prior
 from vft_lib.loading import load_tokenizer
-from vft_lib.prior_checkpoint import save_prior
 
 
 def refused(made: Made, node: str, /, **inputs: Any) -> str:

@@ -14,7 +14,7 @@ from conftest import save_tiny
 from test_prior import OURS
 from test_prior import made as made_prior
 
-from vft_lib.prior_checkpoint import save_prior
+from vft_lib.checkpoint import save_prior
 
 
 def decoded(made: Made, **words: Any) -> torch.Tensor:

@@ -15,10 +15,10 @@ from vft_lib.errors import VftError
 from vft_lib.parity import made_up, run_case
 
 GOLDEN = Path(__file__).parent / "golden"
-TOKENIZER_CASES = sorted(p.parent.name for p in GOLDEN.glob("*/case.json"))
+CASES = sorted(p.parent.name for p in GOLDEN.glob("*/case.json"))
 
 
-@pytest.mark.parametrize("case", TOKENIZER_CASES)
+@pytest.mark.parametrize("case", CASES)
 def test_every_check_is_within_its_tolerance(case: str) -> None:
     results = list(run_case(GOLDEN / case))
     expected = json.loads((GOLDEN / case / "case.json").read_text())["checks"]

@@ -13,10 +13,10 @@ from conftest import save_tiny
 from safetensors.torch import load_file, save_file
 
 import vft_lib
+from vft_lib.checkpoint import save_prior
 from vft_lib.errors import CheckpointError, ConfigError, VftError
 from vft_lib.loading import load_prior
 from vft_lib.prior import Prior, bits_budget, time_first, to_grid
-from vft_lib.prior_checkpoint import save_prior
 from vft_lib.prior_config import PriorConfig, TextEncoderConfig
 from vft_lib.prior_network import Cache
 from vft_lib.sampling import guide

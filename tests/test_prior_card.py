@@ -12,10 +12,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from vft_lib import world
+from vft_lib.checkpoint import save_prior
 from vft_lib.cli import main
 from vft_lib.errors import VftError
 from vft_lib.prior import Prior
-from vft_lib.prior_checkpoint import save_prior
 from vft_lib.tokenizer import Tokenizer
 from vft_lib.train import classifier as judge
 from vft_lib.train.data import to_video

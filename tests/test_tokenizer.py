@@ -185,7 +185,8 @@ def test_streaming_equals_whole_clip_decoding(tok: Tokenizer) -> None:
             for i in (3, 2, 1):
                 if pinned is not None:
                     x = torch.cat([pinned, x[:, :, 1:]], dim=2)
-                cond, uncond = (tok.decoder(x, torch.tensor([i / 3]), r) for r in registers)
+                m = tok.decoder.modulate(torch.tensor([i / 3]), torch.float32)
+                cond, uncond = (tok.decoder(x, m, r) for r in registers)
                 x = x - guidance(cond, uncond) / 3
             if pinned is not None:
                 x = torch.cat([pinned, x[:, :, 1:]], dim=2)
@@ -206,7 +207,7 @@ def test_truncating_then_decoding_equals_decoding_with_that_budget(tok: Tokenize
     )
     with torch.inference_mode():
         latents = tok.sample_latents(
-            full.ids, noise, 2, flow.Guidance(1.0), keep=torch.tensor([k, k])
+            full.ids, noise, flow.Schedule(2), flow.Guidance(1.0), keep=torch.tensor([k, k])
         )
         expected = tok.vae.decode(latents).clamp(-1, 1)
     assert torch.allclose(tok.decode(full.truncate(k), steps=2, guidance=1.0), expected, atol=1e-5)
@@ -225,11 +226,14 @@ def test_budgets_of_one_batch_do_not_mix(tiny_tokenizer: Tokenizer) -> None:
     noise = torch.randn((2, 4, 5, 4, 4), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         both = tiny_tokenizer.sample_latents(
-            full.ids, noise, 2, flow.Guidance(4.0), keep=torch.tensor([2, 8])
+            full.ids, noise, flow.Schedule(2), flow.Guidance(4.0), keep=torch.tensor([2, 8])
         )
         for i, k in enumerate((2, 8)):
             one = tiny_tokenizer.sample_latents(
-                full.ids[i : i + 1, :, :k], noise[i : i + 1], 2, flow.Guidance(4.0)
+                full.ids[i : i + 1, :, :k],
+                noise[i : i + 1],
+                flow.Schedule(2),
+                flow.Guidance(4.0),
             )
             assert torch.allclose(both[i : i + 1], one, atol=1e-5)
 

@@ -10,16 +10,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import _build
+from .config import build
 from .errors import CheckpointError, ConfigError, VftError
+from .packaged import packaged
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-CATALOG = Path(__file__).resolve().parent.parent / "weights" / "catalog.toml"
-PACKAGED = Path(__file__).resolve().parent / "weights" / "catalog.toml"
 # One part of a path or a name. It begins with a letter or digit: no "..", no "-option", no "/".
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _NAME = re.compile(_PART)
@@ -97,7 +96,7 @@ def read_catalog(path: Path) -> dict[str, Entry]:
     for i, model in enumerate(models):
         name = model.get("name") if isinstance(model, dict) else None
         try:
-            entry = _build(Entry, model, f"model {name!r}" if name else f"model {i + 1}")
+            entry = build(Entry, model, f"model {name!r}" if name else f"model {i + 1}")
         except ConfigError as e:
             raise VftError(f"{path}: {e}") from None
         if entry.name in entries:
@@ -113,7 +112,7 @@ def read_catalog(path: Path) -> dict[str, Entry]:
 @lru_cache(maxsize=1)
 def catalog() -> dict[str, Entry]:
     """The catalogue that comes with this program, by name. Do not change it."""
-    return read_catalog(CATALOG if CATALOG.exists() else PACKAGED)
+    return read_catalog(packaged("catalog.toml"))
 
 
 def models_folder() -> Path:
@@ -147,7 +146,7 @@ def look_up(name: str) -> Entry | None:
     if known:
         return known[0]
     folder = "".join(f"{part}/" for part in parts[2:])
-    return _build(Entry, _unlisted(name, "/".join(parts[:2]), folder), repr(name))
+    return build(Entry, _unlisted(name, "/".join(parts[:2]), folder), repr(name))
 
 
 def _unlisted(name: str, repo: str, folder: str) -> dict[str, Any]:

@@ -1,10 +1,14 @@
-"""Our weight file: one safetensors file whose header carries the config and a fingerprint."""
+"""Our weight file, of a tokenizer or a prior: one safetensors file whose header carries the config
+and a fingerprint."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -14,12 +18,15 @@ from torch import Tensor
 from .atomic import replacing
 from .config import TokenizerConfig, VAEConfig
 from .errors import CheckpointError, ConfigError
-from .tensor_files import Cast, Source, digest, write_safetensors
+from .prior import Prior
+from .prior_config import PriorConfig
+from .tensor_files import Cast, Source, digest, digests, write_safetensors
 from .tokenizer import Tokenizer
 from .vae import VideoAutoencoder
 
 FORMAT = "1"
 CHECKED_BYTES = 1 << 28  # hashing a file up to 256 MiB takes less than a second
+Config = TypeVar("Config", TokenizerConfig, PriorConfig)
 
 
 def fingerprint(config: TokenizerConfig, weights: Mapping[str, Tensor]) -> str:
@@ -37,11 +44,29 @@ def save_tokenizer(
 ) -> str:  # fmt: skip
     """Write a tokenizer in one file, atomically, its weights cast to `dtype` (None: as they are)
     and held one at a time. Returns the fingerprint: `mark`, or that of the cast weights."""
-    weights, text = Cast(weights, dtype), config.to_json()
-    mark = mark or fingerprint(config, weights)
-    meta = {
-        "format": FORMAT, "kind": "tokenizer", "fingerprint": mark, "digest": digest(text, weights)
-    }  # fmt: skip
+    text, identity = config.to_json(), config.identity()
+    return _save(path, "tokenizer", text, identity, Cast(weights, dtype), license, mark)
+
+
+def save_prior(
+    path: str | Path, config: PriorConfig, weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None, *, license: str = "Apache-2.0",
+) -> str:  # fmt: skip
+    """Write a prior, as :func:`save_tokenizer` does. Returns the fingerprint, which is over the
+    whole config and the cast weights."""
+    text = config.to_json()
+    return _save(path, "prior", text, text, Cast(weights, dtype), license)
+
+
+def _save(
+    path: str | Path, kind: str, text: str, identity: str, weights: Cast, license: str,
+    mark: str | None = None,
+) -> str:  # fmt: skip
+    """Write a file of ours with the config `text`. Returns its fingerprint: `mark`, or that over
+    `identity` and the weights."""
+    found = digests({text} if mark else {text, identity}, weights)
+    mark = mark or found[identity]
+    meta = {"format": FORMAT, "kind": kind, "fingerprint": mark, "digest": found[text]}
     header = {"vft": json.dumps(meta), "config": text, "license": license}
     with replacing(path) as tmp:
         write_safetensors(tmp, weights, header)
@@ -68,10 +93,21 @@ def load_vae(path: str | Path, config: VAEConfig) -> VideoAutoencoder:
 def read_tokenizer(source: Source) -> tuple[TokenizerConfig, str, Mapping[str, Tensor]]:
     """Config, fingerprint and weights of a file of ours. The weights are known to be complete and
     of the right shapes, and are read when asked for. Raises CheckpointError."""
+    return _read(source, "tokenizer", TokenizerConfig)
+
+
+def read_prior(source: Source) -> tuple[PriorConfig, str, Mapping[str, Tensor]]:
+    """The same of a prior."""
+    return _read(source, "prior", PriorConfig)
+
+
+def _read(
+    source: Source, kind: str, config_type: type[Config]
+) -> tuple[Config, str, Mapping[str, Tensor]]:
     path = source.path
-    meta, text = header_of(source, "tokenizer")
+    meta, text = header_of(source, kind)
     try:
-        config = TokenizerConfig.from_json(text)
+        config = config_type.from_json(text)
     except ConfigError as e:
         raise CheckpointError(f"{path}: {e}") from None
     source.check_dtypes()
@@ -101,26 +137,26 @@ def header_of(source: Source, kind: str) -> tuple[dict[str, object], str]:
 
 
 def check_shapes(
-    shapes: Mapping[str, list[int]], config: TokenizerConfig, where: str,
+    shapes: Mapping[str, list[int]], config: TokenizerConfig | PriorConfig, where: str,
     names: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """CheckpointError unless exactly the tensors of such a tokenizer are there. `names` are the
-    ones that the reader of a message knows, where they differ from ours."""
-    with torch.device("meta"):
-        same_shapes(shapes, Tokenizer(config).state_dict(), where, names or {})
-
-
-def same_shapes(
-    shapes: Mapping[str, list[int]], model: Mapping[str, Tensor], where: str,
-    names: Mapping[str, str] | None = None,
-) -> None:  # fmt: skip
-    """CheckpointError unless these are the names and shapes of the model's weights."""
-    names, wanted = names or {}, {k: list(v.shape) for k, v in model.items()}
+    """CheckpointError unless exactly the tensors of such a model are there. `names` are the ones
+    that the reader of a message knows, where they differ from ours."""
+    names, wanted = names or {}, weight_shapes(config)
     for key in wanted.keys() ^ shapes.keys():
         state = "misses" if key in wanted else "has an unexpected"
         known = f" ({names[key]!r} in the file)" if key in names else ""
         raise CheckpointError(f"{where} {state} tensor {key!r}{known}")
     for key, shape in shapes.items():
-        if shape != wanted[key]:
+        if shape != list(wanted[key]):
             name = names.get(key, key)
-            raise CheckpointError(f"{where}: {name!r} is {shape}, its config says {wanted[key]}")
+            says = list(wanted[key])
+            raise CheckpointError(f"{where}: {name!r} is {shape}, its config says {says}")
+
+
+@lru_cache(maxsize=8)
+def weight_shapes(config: TokenizerConfig | PriorConfig) -> Mapping[str, torch.Size]:
+    """The names and shapes of the weights of such a model."""
+    with torch.device("meta"):
+        model = Tokenizer(config) if isinstance(config, TokenizerConfig) else Prior(config)
+    return MappingProxyType({k: v.shape for k, v in model.state_dict().items()})

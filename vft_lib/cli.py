@@ -1,5 +1,5 @@
 """The command line: `vft demo | encode | truncate | decode | info | generate | refine | surprise |
-convert | parity | download | train`.
+convert | parity | bench | download | train`.
 
 Results go to stdout (one JSON object under `--json`), progress and notes to stderr. A problem the
 user can fix is one line on stderr and exit code 2; Ctrl-C is 130.
@@ -10,19 +10,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
+from .cli_common import (
+    DTYPES,
+    Bars,
+    answer,
+    check_out,
+    device_and_dtype,
+    load_tokenizer_for,
+    note,
+    number,
+    save_tokens,
+    seed_number,
+    stored_dtype,
+    token_facts,
+)
 from .errors import VftError
 
 if TYPE_CHECKING:
-    import torch
-
     from .prior import Prior
     from .tokenizer import Tokenizer
     from .tokens import Tokens
@@ -32,7 +41,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code. argparse itself exits with 2 for bad usage."""
-    bars = _Bars()
+    bars = Bars()
     try:
         args = build_parser().parse_args(argv)
         args.bars = bars
@@ -52,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `func`."""
+    from .cli_bench import add_bench_parser
     from .cli_prior import add_prior_commands
     from .hub_cli import add_download_parser
     from .train.cli import add_train_parser
@@ -118,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.set_defaults(func=_convert)
     convert.add_argument("src", type=Path, metavar="SRC", help="published folder or single file")
     convert.add_argument("dst", type=Path, metavar="DST.safetensors")
-    convert.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="default: as it is")
+    convert.add_argument("--dtype", choices=tuple(DTYPES), help="default: as it is")
     convert.add_argument("--vae", type=Path, help="take the video autoencoder from this one")
     convert.add_argument("--name", help="how tokens will name it; default: SRC's own name")
     convert.add_argument("--json", action="store_true", help="print one JSON object")
@@ -126,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     parity.set_defaults(func=_parity)
     parity.add_argument("cases", type=Path, nargs="+", metavar="DIR")
     parity.add_argument("--json", action="store_true", help="print one JSON object")
+    add_bench_parser(commands)
     add_download_parser(commands)
     add_train_parser(commands)
     return parser
@@ -144,7 +155,7 @@ def _demo(args: argparse.Namespace) -> None:
     rows = run_demo(
         load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps,
         guidance=args.guidance, seed=args.seed, fps=args.fps, fit=args.fit, audio=not args.no_audio,
-        progress=args.bars, on_problem=_note,
+        progress=args.bars, on_problem=note,
     )  # fmt: skip
     lines = [f"{'budget':>7}{'tokens':>9}{'bytes':>9}{'PSNR dB':>9}{'SSIM':>8}{'seconds':>9}"]
     for r in rows:
@@ -163,11 +174,10 @@ def _demo(args: argparse.Namespace) -> None:
 def _encode(args: argparse.Namespace) -> None:
     from .stream import encode_file
 
-    if not args.out.parent.is_dir() or args.out.is_dir():  # before the work, not after it
-        raise VftError(f"cannot write {args.out}: give a file name in an existing folder")
+    check_out(args.out)
     tokens = encode_file(
         load_tokenizer_for(args), args.clip, budget=args.budget, fps=args.fps, fit=args.fit,
-        progress=args.bars("encode"), on_problem=_note,
+        progress=args.bars("encode"), on_problem=note,
     )  # fmt: skip
     save_tokens(args, tokens, args.out)
 
@@ -194,11 +204,23 @@ def _decode(args: argparse.Namespace) -> None:
         load_tokenizer_for(args), tokens, args.out, steps=args.steps, guidance=args.guidance,
         seed=args.seed,
         first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
-        progress=args.bars("decode"), on_problem=_note,
+        progress=args.bars("decode"), on_problem=note,
     )  # fmt: skip
     facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
     text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} tokens"
     answer(args, text + f", sound of {audio}" * bool(audio), facts | {"audio_from": audio})
+
+
+def _sound_beside(file: Path, tokens: Tokens) -> Path | None:
+    """The encoded clip, if a file of its name with sound lies in the token file's own folder."""
+    from .video_in import probe
+
+    # A token file may come from anyone: only the last part of the name counts.
+    clip = file.parent / (tokens.source or "").replace("\\", "/").rpartition("/")[2]
+    try:
+        return clip if clip.is_file() and probe(clip).has_audio else None
+    except VftError:
+        return None
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -217,15 +239,11 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    import torch
-
-    from .hub_cli import DTYPES
     from .loading import convert
 
-    dtype = getattr(torch, DTYPES[args.dtype]) if args.dtype else None
     if args.dst.suffix != ".safetensors":
         raise VftError(f"{args.dst}: the file that is written ends in .safetensors")
-    mark = convert(args.src, args.dst, dtype=dtype, vae=args.vae, name=args.name)
+    mark = convert(args.src, args.dst, dtype=stored_dtype(args), vae=args.vae, name=args.name)
     size = args.dst.stat().st_size
     facts = {"file": args.dst, "fingerprint": mark, "file_bytes": size}
     answer(args, f"{args.dst}: {mark}, {size / 1e6:.1f} MB", facts)
@@ -248,52 +266,7 @@ def _parity(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-# ------------------------------------------------------------------ what they share
-
-
-def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device | None, torch.dtype | None]:
-    """What --device and --dtype ask for; None: automatic."""
-    import torch
-
-    try:
-        device = None if args.device == "auto" else torch.device(args.device)
-    except RuntimeError:
-        raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
-    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
-        raise VftError("this machine has no CUDA device that torch can use; give --device cpu")
-    return device, None if args.dtype == "auto" else getattr(torch, args.dtype)
-
-
-def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
-    """The tokenizer of --tokenizer, where --device and --dtype say."""
-    from .loading import load_tokenizer
-
-    device, dtype = device_and_dtype(args)
-    return load_tokenizer(args.tokenizer, device=device, dtype=dtype)
-
-
-def _sound_beside(file: Path, tokens: Tokens) -> Path | None:
-    """The encoded clip, if a file of its name with sound lies in the token file's own folder."""
-    from .video_in import probe
-
-    # A token file may come from anyone: only the last part of the name counts.
-    clip = file.parent / (tokens.source or "").replace("\\", "/").rpartition("/")[2]
-    try:
-        return clip if clip.is_file() and probe(clip).has_audio else None
-    except VftError:
-        return None
-
-
-def token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
-    """What there is to say of a token file."""
-    t, k = tokens.ids.shape[1:]
-    facts = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
-    del facts["ids"]
-    return {"file": file, "kind": "tokens"} | facts | {
-        "grid": [t, k], "budget": k, "ids": tokens.count, "id_bytes": tokens.id_bytes,
-        "file_bytes": file.stat().st_size, "seconds": round(tokens.seconds, 3),
-        "bits_per_second": round(8 * tokens.id_bytes / tokens.seconds, 1),
-    }  # fmt: skip
+# ------------------------------------------------------------------ what they say
 
 
 def _model_facts(args: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -332,67 +305,7 @@ def _model_facts(args: argparse.Namespace, name: str) -> dict[str, Any]:
     return facts | ({"license": licence} if licence else {})
 
 
-def save_tokens(args: argparse.Namespace, tokens: Tokens, out: Path) -> None:
-    """Write a token file and say what is in it."""
-    tokens.save(out)
-    facts = token_facts(out, tokens)
-    t, k = facts["grid"]
-    text = (
-        f"{out}: {t} x {k} = {tokens.count} tokens, {tokens.id_bytes} bytes "
-        f"({facts['file_bytes']} with header), {tokens.frames} frames at {tokens.fps:g} fps, "
-        f"{facts['bits_per_second']:.0f} bit/s"
-    )
-    answer(args, text, facts)
-
-
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_plain(v)}" for name, v in value.items())
     return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-
-
-def answer(args: argparse.Namespace, text: str, facts: dict[str, Any]) -> None:
-    """A command's result: a text, or under --json one object."""
-    args.bars.close()
-    print(json.dumps(facts, default=str) if args.json else text)
-
-
-def _note(message: str) -> None:
-    tqdm.write(f"vft: note: {message}", file=sys.stderr)
-
-
-def number(text: str) -> float:
-    """A finite number."""
-    if not math.isfinite(float(text)):
-        raise ValueError
-    return float(text)
-
-
-def seed_number(text: str) -> int:
-    """A seed that torch's generators take."""
-    if not 0 <= int(text) < 1 << 63:
-        raise ValueError
-    return int(text)
-
-
-class _Bars:
-    """Makes a progress callback for each long step; one bar on stderr at a time."""
-
-    def __init__(self) -> None:
-        self._label, self._bar = "", tqdm(disable=True)
-
-    def __call__(self, label: str, unit: str = "it") -> Callable[[int, int | None], None]:
-        def update(done: int, total: int | None) -> None:
-            if label != self._label:
-                self.close()
-                self._label = label
-                self._bar = tqdm(
-                    desc=label, total=total, file=sys.stderr, unit=unit, unit_scale=unit == "B"
-                )
-            self._bar.total = total
-            self._bar.update(done - self._bar.n)
-
-        return update
-
-    def close(self) -> None:
-        self._bar.close()

@@ -8,6 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_common import (
+    answer,
+    check_out,
+    device_and_dtype,
+    load_tokenizer_for,
+    number,
+    save_tokens,
+    seed_number,
+    token_facts,
+)
 from .errors import VftError
 
 if TYPE_CHECKING:
@@ -24,8 +34,6 @@ WIDEST = 9  # latent frames: two chunks
 def add_prior_commands(command: Callable[..., Any]) -> None:
     """Add the prior's commands; `command(name, func, about)` makes a parser with the options that
     all commands share."""
-    from .cli import number, seed_number
-
     generate = command("generate", _generate, "a caption or a class -> clip, tokens or both")
     generate.add_argument("caption", nargs="?", metavar="CAPTION")
     generate.add_argument("-o", "--out", type=Path, metavar="CLIP.mp4")
@@ -58,14 +66,13 @@ def add_prior_commands(command: Callable[..., Any]) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from .cli import answer, load_tokenizer_for, save_tokens, token_facts
     from .stream import decode_file
 
     if not args.list_classes and args.out is None and args.tokens_out is None:
         raise VftError("name a clip to write with -o CLIP.mp4, or tokens with --tokens-out T.vft")
     for path in (args.out, args.tokens_out):
-        if path is not None and (not path.parent.is_dir() or path.is_dir()):
-            raise VftError(f"cannot write {path}: give a file name in an existing folder")
+        if path is not None:
+            check_out(path)
     prior = _load(args)
     if args.list_classes:
         names = list(prior.config.classes)
@@ -97,7 +104,6 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _refine(args: argparse.Namespace) -> None:
-    from .cli import save_tokens
     from .tokens import Tokens
 
     tokens = Tokens.load(args.tokens)
@@ -111,7 +117,6 @@ def _refine(args: argparse.Namespace) -> None:
 
 
 def _surprise(args: argparse.Namespace) -> None:
-    from .cli import answer
     from .tokens import Tokens
 
     tokens = Tokens.load(args.tokens)
@@ -151,7 +156,6 @@ def auto_budget(args: argparse.Namespace, tokens: Tokens) -> int:
 
 
 def _load(args: argparse.Namespace) -> Prior:
-    from .cli import device_and_dtype
     from .loading import load_prior
 
     device, dtype = device_and_dtype(args)

@@ -259,7 +259,7 @@ class TokenizerConfig:
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no white space; what fingerprints are made of."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return canonical(dataclasses.asdict(self))
 
     def identity(self) -> str:
         """Canonical JSON of what ids depend on: no name, frame rate or sampling defaults, and no
@@ -267,16 +267,12 @@ class TokenizerConfig:
         free = {"name", "fps", "sampling"}
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         kept = {k: _spelled_out(v) for k, v in own.items() if k not in free}
-        return json.dumps(kept, sort_keys=True, separators=(",", ":"))
+        return canonical(kept)
 
     @staticmethod
     def from_json(text: str) -> TokenizerConfig:
         """Inverse of :meth:`to_json`. Unknown, missing or ill-typed entries raise ConfigError."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise ConfigError(f"the tokenizer config is not JSON: {e}") from None
-        return _build(TokenizerConfig, data, "config")
+        return from_json(TokenizerConfig, text, "tokenizer")
 
 
 def _spelled_out(value: Any) -> Any:
@@ -293,7 +289,21 @@ def _spelled_out(value: Any) -> Any:
 T = TypeVar("T")
 
 
-def _build(kind: type[T], data: Any, where: str) -> T:
+def canonical(data: dict[str, Any]) -> str:
+    """JSON that is the same for the same data: sorted keys, no white space."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"))
+
+
+def from_json(kind: type[T], text: str, what: str) -> T:
+    """A config of a `what` from JSON, checked as :func:`build` does."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"the {what} config is not JSON: {e}") from None
+    return build(kind, data, "config")
+
+
+def build(kind: type[T], data: Any, where: str) -> T:
     """A frozen dataclass from plain JSON data, checked field by field against its annotations."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected an object, got {type(data).__name__}")
@@ -315,7 +325,7 @@ def typed_value(hint: Any, value: Any, where: str) -> Any:
     """`value` as plain JSON data made into what an annotation asks for, or ConfigError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
+        return build(typing.cast(type, hint), value, where)
     if origin is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where}: expected a list, got {_short(value)}")

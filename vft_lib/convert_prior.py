@@ -1,4 +1,4 @@
-"""Published priors -> our config and names. Nothing else knows the published names."""
+"""Published priors -> our config and names. Nothing else knows their names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from .convert import Renamed, read_config
+from .checkpoint import check_shapes, weight_shapes
 from .errors import CheckpointError, ConfigError
 from .prior_config import PriorConfig
-from .prior_network import PriorNetwork
+from .published import Renamed, read_config
 from .tensor_files import Source
 
 ENTRIES: dict[str, type] = {
@@ -71,21 +70,14 @@ def prior_plan(
     and for tensors that are missing, left over or of another shape.
     """
     ours = _config(config, name)
-    with torch.device("meta"):
-        wanted = {f"network.{k}": v for k, v in PriorNetwork(ours).state_dict().items()}
-    table = {key: published_name(key) for key in wanted}
+    table = {key: published_name(key) for key in weight_shapes(ours)}
     for key in table.values():
         if key not in shapes:
             raise CheckpointError(f"prior {name}: tensor {key!r} is missing")
     for key in shapes:
         if key not in table.values():
             raise CheckpointError(f"prior {name}: tensor {key!r} is left over: nothing takes it")
-    for key, published in table.items():
-        if list(shapes[published]) != list(wanted[key].shape):
-            raise CheckpointError(
-                f"prior {name}: {published!r} is {list(shapes[published])}, its config says "
-                f"{list(wanted[key].shape)}"
-            )
+    check_shapes({k: list(shapes[key]) for k, key in table.items()}, ours, f"prior {name}", table)
     return ours, table
 
 

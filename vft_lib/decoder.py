@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .config import TokenizerConfig
+from .attention import merges_registers
+from .config import DecoderStep, TokenizerConfig
 from .layers import (
     PositionEmbedding,
     TimestepEmbedding,
@@ -17,6 +19,19 @@ from .layers import (
     patchify,
     unpatchify,
 )
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """What the blocks `[N,kinds,6,d]` and the head `[N,2d]` take of N timesteps."""
+
+    blocks: list[Tensor]
+    head: Tensor | None
+
+    def at(self, i: int) -> Modulation:
+        """That of timestep i alone."""
+        head = None if self.head is None else self.head[i : i + 1]
+        return Modulation([b[i : i + 1] for b in self.blocks], head)
 
 
 class Decoder(nn.Module):
@@ -70,17 +85,39 @@ class Decoder(nn.Module):
                 x = torch.where(drop_condition, self.null.to(x), x)
         return x
 
-    def forward(self, noisy: Tensor, timestep: Tensor, registers: Tensor) -> Tensor:
-        """noisy `[B,C,t,h,w]`, timestep `[B]` in 0 (clean) .. 1 (noise), registers from
-        :meth:`prepare` -> velocity `[B,C,t,h,w]` float32."""
+    def merge(self, registers: Tensor, keep: int) -> tuple[Tensor, int]:
+        """Registers of :meth:`prepare` `[B,t,K,d]` -> the first `keep` + 1 of each frame, and how
+        many equal ones the last stands for: all beyond a budget of `keep` are the same vector; in
+        the unconditional pass, `keep` 0, all there are. As they are, with 1, where merging would
+        change the result: a position embedding told them apart, or the mask orders them."""
+        writer: DecoderStep = "nested_dropout" if keep else "null_condition"
+        after = self.steps[self.steps.index(writer) + 1 :]
+        rest = registers.shape[2] - keep
+        if rest < 2 or {"posemb", "nested_dropout"} & set(after):
+            return registers, 1
+        if not merges_registers(self.trunk.mask):
+            return registers, 1
+        return registers[:, :, : keep + 1], rest
+
+    def modulate(self, timesteps: Tensor, dtype: torch.dtype) -> Modulation:
+        """Timesteps `[N]` in 0 (clean) .. 1 (noise) -> all that :meth:`forward` takes of them.
+        The same for all clips and chunks, so once for a schedule is enough."""
+        time = self.time(timesteps, dtype)
+        head = None if self.head_modulation is None else self.head_modulation(F.silu(time))
+        return Modulation(self.trunk.modulate(time), head)
+
+    def forward(
+        self, noisy: Tensor, modulation: Modulation, registers: Tensor, weight: int = 1
+    ) -> Tensor:
+        """noisy `[B,C,t,h,w]`, modulation of B timesteps or one for all, registers from
+        :meth:`prepare` or :meth:`merge` -> velocity `[B,C,t,h,w]` float32."""
         x = patchify(noisy.to(registers.dtype), self.patch_size)
         h, w = x.shape[2:4]
         x = self.patch_posemb(self.patch_proj(x))
-        time = self.time(timestep, registers.dtype)
-        patches, _ = self.trunk(x.flatten(2, 3), registers, time)
+        patches, _ = self.trunk(x.flatten(2, 3), registers, modulation.blocks, weight)
         patches = norm(patches)
-        if self.head_modulation is not None:
-            shift, scale = self.head_modulation(F.silu(time))[:, None, None].chunk(2, dim=-1)
+        if modulation.head is not None:
+            shift, scale = modulation.head[:, None, None].chunk(2, dim=-1)
             patches = patches * (1 + scale) + shift
         patches = self.head(patches).unflatten(2, (h, w))
         return unpatchify(patches, self.patch_size).float()

@@ -138,7 +138,7 @@ def plan(
 
 def _hub_vae(config: bytes, entry: Entry) -> Entry | None:
     """The model whose autoencoder a published config borrows: `hub_vae: {repo, revision}`."""
-    from .convert import parse_config
+    from .published import parse_config
 
     data = parse_config(config, f"config.json of {entry.hub_id}")
     inner = data.get("config")

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .cli_common import DTYPES, answer, note, stored_dtype
 from .errors import VftError
 
 if TYPE_CHECKING:
     from .hub_files import Offer
-
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def add_download_parser(subparsers: Any) -> None:
@@ -32,8 +31,6 @@ def add_download_parser(subparsers: Any) -> None:
 
 
 def _download(args: argparse.Namespace) -> None:
-    from .cli import _note, answer
-
     if args.list == bool(args.name):
         raise VftError("give either the NAME of a model or --list")
     if args.list:
@@ -41,16 +38,13 @@ def _download(args: argparse.Namespace) -> None:
         return
     if not args.yes and not sys.stdin.isatty():
         raise VftError("there is no terminal to ask on; --yes agrees to the licence and the size")
-    import torch
-
     from .catalog import look_up, models_folder
     from .hub import download
     from .hub_files import in_units
 
     path = download(
-        args.name, args.to, getattr(torch, DTYPES[args.dtype]) if args.dtype else None,
-        keep_source=args.keep_source, note=_note, progress=partial(args.bars, unit="B"),
-        confirm=partial(_confirm, unasked=args.yes),
+        args.name, args.to, stored_dtype(args), keep_source=args.keep_source, note=note,
+        progress=partial(args.bars, unit="B"), confirm=partial(_confirm, unasked=args.yes),
     )  # fmt: skip
     entry, size = look_up(args.name), path.stat().st_size
     assert entry is not None

@@ -7,16 +7,17 @@ weights' dtype; everything else runs in the dtype of its weights, or under autoc
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import Layout, attend
 from .config import MaskConfig, PosembConfig, TransformerConfig
 from .errors import VftError
-from .masks import attention_mask
 
 
 def norm(x: Tensor) -> Tensor:
@@ -34,13 +35,12 @@ class Attention(nn.Module):
             ops.Linear(c.dim, c.dim, bias=False) for _ in range(4)
         )
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
         q, k, v = (
             w(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, head_dim)
             for w in (self.wq, self.wk, self.wv)
         )
-        q, k = norm(q).to(v), norm(k).to(v)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=8 / self.head_dim)
+        y = attend(norm(q).to(v), norm(k).to(v), v, layout, 8 / self.head_dim)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -68,18 +68,21 @@ class Block(nn.Module):
         if self.kinds:
             self.modulation = ops.Linear(c.dim, self.kinds * 6 * c.dim)
 
-    def forward(self, x: Tensor, mask: Tensor | None, time: Tensor | None, patches: int) -> Tensor:
-        """x `[B,t,n,d]` (the first `patches` of n are patches), time `[B,d]` -> `[B,t,n,d]`."""
-        if time is None or not self.kinds:
-            x = x + self.attention(norm(x).flatten(1, 2), mask).view_as(x)
+    def modulate(self, time: Tensor) -> Tensor:
+        """The timestep's vector `[N,d]` -> gates, shifts and scales `[N,kinds,6,d]`."""
+        return self.modulation(F.silu(time)).unflatten(-1, (self.kinds, 6, -1))
+
+    def forward(self, x: Tensor, layout: Layout, m: Tensor | None) -> Tensor:
+        """x `[B,t,n,d]` in the frames of `layout`, m of :meth:`modulate` -> `[B,t,n,d]`."""
+        if m is None:
+            x = x + self.attention(norm(x).flatten(1, 2), layout).view_as(x)
             return x + self.mlp(norm(x))
-        m = self.modulation(F.silu(time)).unflatten(-1, (self.kinds, 6, -1))  # (B, kinds, 6, d)
         if self.kinds == 2:  # one set for patches, one for registers
-            counts = (patches, x.shape[2] - patches)
+            counts = (layout.patches, layout.registers)
             m = torch.cat([m[:, i : i + 1].expand(-1, k, -1, -1) for i, k in enumerate(counts)], 1)
         gate_a, gate_m, shift_a, scale_a, shift_m, scale_m = m.unsqueeze(1).unbind(-2)
         h = norm(x) * (1 + scale_a) + shift_a  # modulation is the same for all frames: (B, 1, n, d)
-        x = x + gate_a * self.attention(h.flatten(1, 2), mask).view_as(x)
+        x = x + gate_a * self.attention(h.flatten(1, 2), layout).view_as(x)
         return x + gate_m * self.mlp(norm(x) * (1 + scale_m) + shift_m)
 
 
@@ -91,15 +94,23 @@ class Transformer(nn.Module):
         self.mask = mask
         self.blocks = nn.ModuleList(Block(c, ops) for _ in range(c.depth))
 
+    def modulate(self, time: Tensor) -> list[Tensor]:
+        """What every block takes of the timestep's vector `[N,d]`: `[N,kinds,6,d]` each."""
+        blocks = cast("Iterable[Block]", self.blocks)
+        return [block.modulate(time) for block in blocks if block.kinds]
+
     def forward(
-        self, patches: Tensor, registers: Tensor, time: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """patches `[B,t,p,d]` and registers `[B,t,r,d]` in, the same out; time `[B,d]`."""
+        self, patches: Tensor, registers: Tensor, modulation: Sequence[Tensor] = (),
+        weight: int = 1,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """patches `[B,t,p,d]` and registers `[B,t,r,d]` in, the same out. `modulation` is what
+        :meth:`modulate` gave, of B timesteps or one for all. The last register of every frame
+        stands for `weight` equal ones."""
         p, r = patches.shape[2], registers.shape[2]
         x = torch.cat([patches, registers], dim=2)  # (B, t, p+r, d)
-        mask = attention_mask(self.mask, x.shape[1], p, r, x.device)
-        for block in self.blocks:
-            x = block(x, mask, time, p)
+        layout = Layout(self.mask, x.shape[1], p, r, weight)
+        for i, block in enumerate(self.blocks):
+            x = block(x, layout, modulation[i] if modulation else None)
         return x[:, :, :p], x[:, :, p:]
 
 

@@ -10,25 +10,29 @@ import torch
 from torch import Tensor, nn
 
 from .catalog import locate
-from .checkpoint import fingerprint, header_of, read_tokenizer, save_tokenizer
-from .convert import TOKENIZER_ENTRIES, read_config, read_published
+from .checkpoint import (
+    fingerprint,
+    header_of,
+    read_prior,
+    read_tokenizer,
+    save_prior,
+    save_tokenizer,
+)
+from .convert import TOKENIZER_ENTRIES, read_published
 from .convert_prior import PRIOR_ENTRIES, is_prior, read_published_prior
 from .errors import CheckpointError
+from .packaged import packaged
 from .prior import Prior
-from .prior_checkpoint import read_prior, save_prior
+from .published import read_config
 from .tensor_files import Source, digest
 from .tokenizer import Tokenizer
-
-# weights/ of a checkout, and vft_lib/weights once installed
-WEIGHTS = (Path(__file__).resolve().parent.parent / "weights", Path(__file__).parent / "weights")
 
 
 def resolve(name: str | Path, kind: str = "tokenizer") -> Path:
     """The file or folder that `name` means: `"default"`, an existing path, or the name of a model
     that has been downloaded. CheckpointError says how to get what is not there."""
     if str(name) == "default":
-        file = "default.safetensors" if kind == "tokenizer" else "prior.safetensors"
-        return next((w / file for w in WEIGHTS if (w / file).exists()), WEIGHTS[1] / file)
+        return packaged("default.safetensors" if kind == "tokenizer" else "prior.safetensors")
     return Path(name) if Path(name).exists() else locate(str(name), kind)
 
 
@@ -45,9 +49,7 @@ def load_tokenizer(
     on the CPU. `ops` has the layer classes to build with, those of `torch.nn` unless given. Raises
     CheckpointError, with one line, for anything but a sound file.
     """
-    path = resolve(name)
-    device, dtype = _place(device, dtype)
-    source = Source.open(path)
+    source = Source.open(resolve(name))
     if "vft" in source.metadata:
         config, mark, weights = read_tokenizer(source)
     else:
@@ -63,9 +65,7 @@ def load_prior(
     dtype: torch.dtype | None = None,
 ) -> Prior:  # fmt: skip
     """A prior ready to use; `name`, `device`, `dtype` and errors as in :func:`load_tokenizer`."""
-    path = resolve(name, "prior")
-    device, dtype = _place(device, dtype)
-    source = Source.open(path)
+    source = Source.open(resolve(name, "prior"))
     if "vft" in source.metadata:
         config, mark, weights = read_prior(source)
     else:
@@ -73,28 +73,24 @@ def load_prior(
         mark = digest(config.to_json(), weights)
     with torch.device("meta"):
         prior = Prior(config, mark)
-    return _filled(prior, weights, device, dtype).to(device)
+    return _filled(prior, weights, device, dtype)
 
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def _filled(
-    model: Model, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
-) -> Model:
+    model: Model, weights: Mapping[str, Tensor], device: str | torch.device | None,
+    dtype: torch.dtype | None,
+) -> Model:  # fmt: skip
     """One tensor at a time: a large model is never held in two dtypes at once."""
-    state = {k: weights[k].to(device, dtype) for k in weights}
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
-
-
-def _place(
-    device: str | torch.device | None, dtype: torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
-    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    state = {k: weights[k].to(device, dtype) for k in weights}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.to(device).eval().requires_grad_(False)  # .to: buffers that are no weights
 
 
 def is_prior_file(source: Source) -> bool:

@@ -22,11 +22,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import flow
-from .convert import fit, parse_config, plan
+from .checkpoint import weight_shapes
+from .config import TokenizerConfig
+from .convert import fit, plan
 from .convert_prior import is_prior, prior_plan
 from .errors import CheckpointError, VftError
 from .prior import Prior
+from .prior_config import PriorConfig
 from .prior_network import Condition
+from .published import parse_config
 from .tokenizer import Tokenizer
 from .tokens import Tokens
 
@@ -73,10 +77,8 @@ def run_case(folder: str | Path) -> Iterator[Result]:
         io = load_file(folder / "io.safetensors")
     except (OSError, SafetensorError, ValueError) as e:
         raise CheckpointError(f"{folder}/io.safetensors is not readable: {e}") from None
-    if is_prior(config):
-        run = _prior_ops(_prior(folder, config, state))
-    else:
-        run = _tokenizer_ops(_tokenizer(folder, case, config, state))
+    model = _model(folder, config, state, has_vae=bool(case.get("has_vae")))
+    run = _prior_ops(model) if isinstance(model, Prior) else _tokenizer_ops(model)
     for check in case.get("checks", []):
         try:
             op, tol = check["op"], float(check["tol"])
@@ -112,29 +114,24 @@ def make_weights(
     ).to(dtype)
 
 
-def _tokenizer(
-    folder: Path, case: dict[str, Any], config: dict[str, Any], state: dict[str, Any]
-) -> Tokenizer:
-    has_vae = bool(case.get("has_vae"))
-    known, names = fit(_shapes(folder, state))
-    ours_config, ours = plan(config, known, folder.name, str(folder), has_vae=has_vae)
+def _model(
+    folder: Path, config: dict[str, Any], state: dict[str, Any], has_vae: bool
+) -> Tokenizer | Prior:
+    """The case's model on made-up weights; without those of an autoencoder unless it `has_vae`."""
+    shapes = _shapes(folder, state)
+    ours: TokenizerConfig | PriorConfig
+    if is_prior(config):
+        ours, table = prior_plan(config, shapes, folder.name)
+    else:
+        shapes, names = fit(shapes)
+        ours, table = plan(config, shapes, folder.name, str(folder), has_vae=has_vae)
+        table = {k: names[key] for k, key in table.items()}
+    wanted = weight_shapes(ours)
+    weights = {k: make_weights(state, key).reshape(wanted[k]) for k, key in table.items()}
     with torch.device("meta"):
-        tokenizer = Tokenizer(ours_config, "parity")
-    wanted = tokenizer.state_dict()
-    weights = {
-        k: make_weights(state, names[key]).reshape(wanted[k].shape) for k, key in ours.items()
-    }
-    tokenizer.load_state_dict(weights, strict=has_vae, assign=True)
-    return tokenizer.eval().requires_grad_(False)
-
-
-def _prior(folder: Path, config: dict[str, Any], state: dict[str, Any]) -> Prior:
-    ours_config, ours = prior_plan(config, _shapes(folder, state), folder.name)
-    with torch.device("meta"):
-        prior = Prior(ours_config)
-    weights = {k: make_weights(state, key) for k, key in ours.items()}
-    prior.load_state_dict(weights, strict=True, assign=True)
-    return prior.eval().requires_grad_(False)
+        model = Tokenizer(ours, "parity") if isinstance(ours, TokenizerConfig) else Prior(ours)
+    model.load_state_dict(weights, strict=has_vae or isinstance(model, Prior), assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def _shapes(folder: Path, state: dict[str, Any]) -> dict[str, list[int]]:
@@ -191,19 +188,20 @@ def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
             codes, torch.tensor(c["keep"]), each * c["prefix_frames"],
             torch.full((len(codes),), bool(c["drop_condition"])),
         )  # fmt: skip
-        return tok.decoder(io[c["noisy"]], each * float(c["timestep"]), registers)
+        merged, weight = tok.decoder.merge(registers, 0 if c["drop_condition"] else max(c["keep"]))
+        modulation = tok.decoder.modulate(each[:1] * float(c["timestep"]), merged.dtype)
+        return tok.decoder(io[c["noisy"]], modulation, merged, weight)
 
     def sample(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
         ids = io[c["ids"]].long()
-        generator = torch.Generator().manual_seed(c["seed"])
-        _, channels, _, side, _ = 0, *tok.config.latent_shape
+        channels, _, h, w = tok.config.latent_shape
         frames = ids.shape[1] * tok.config.encoder.patch_size[0]
-        shape = (1, channels, frames, side, side)
-        noise = torch.cat([torch.randn(shape, generator=generator) for _ in ids])
+        draw = tok.noise_source(len(ids), 0, torch.Generator().manual_seed(c["seed"]))
+        noise = draw((channels, frames, h, w))
         pinned = io[c["cond_latents"]] if c.get("cond_latents") else None
         guidance = flow.Guidance(c["guidance"], bool(c["apg"]))
         return tok.sample_latents(
-            ids, noise, c["steps"], guidance, pinned, torch.tensor(c["keep"])
+            ids, noise, flow.Schedule(c["steps"]), guidance, pinned, torch.tensor(c["keep"])
         )  # fmt: skip
 
     def detokenize(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:

@@ -95,10 +95,7 @@ class Prior(nn.Module):
         frames = self._check_frames(frames)
         captions, classes = _listed(caption), _listed(class_name)
         batch = self._batch(captions, classes, states, count)
-        seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
-        if len(seeds) != batch:
-            raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
-        sampler = Sampler(seeds, temperature=temperature, top_k=top_k, top_p=top_p)
+        sampler = _sampler(batch, seed, temperature, top_k, top_p)
         return self._write(
             self._blank(batch, frames), budget, captions, classes, states, mask, guidance, sampler,
             progress, partial,
@@ -125,10 +122,7 @@ class Prior(nn.Module):
             )
         captions, classes = _listed(caption), _listed(class_name)
         self._batch(captions, classes, states, len(tokens))
-        seeds = [seed + i for i in range(len(tokens))] if isinstance(seed, int) else list(seed)
-        if len(seeds) != len(tokens):
-            raise VftError(f"got {len(seeds)} seeds for {len(tokens)} clips; give one, or one each")
-        sampler = Sampler(seeds, temperature=temperature, top_k=top_k, top_p=top_p)
+        sampler = _sampler(len(tokens), seed, temperature, top_k, top_p)
         windows = self._windows(tokens)
         rows: list[Tensor] = []
         for i, (start, known) in enumerate(windows):
@@ -423,6 +417,17 @@ def bits_budget(bits: Tensor, share: float) -> int:
         raise VftError(f"the share of bits to keep is {share}; choose more than 0, at most 1")
     kept = bits.sum(0).cumsum(0)
     return int((kept < share * kept[-1] * (1 - 1e-6)).sum()) + 1
+
+
+def _sampler(
+    batch: int, seed: int | Sequence[int], temperature: float, top_k: int | None,
+    top_p: float | None,
+) -> Sampler:  # fmt: skip
+    """Every clip draws from its own seed; one given seed serves clip i as seed + i."""
+    seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != batch:
+        raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
+    return Sampler(seeds, temperature=temperature, top_k=top_k, top_p=top_p)
 
 
 def _part(progress: Progress | None, i: int, count: int) -> Progress | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .config import _build
+from .config import canonical, from_json
 from .errors import ConfigError
 
 Conditioning = Literal["class", "text", "both"]
@@ -137,13 +136,9 @@ class PriorConfig:
 
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no white space; what fingerprints are made of."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return canonical(dataclasses.asdict(self))
 
     @staticmethod
     def from_json(text: str) -> PriorConfig:
         """Inverse of :meth:`to_json`. Unknown, missing or ill-typed entries raise ConfigError."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as e:
-            raise ConfigError(f"the prior config is not JSON: {e}") from None
-        return _build(PriorConfig, data, "config")
+        return from_json(PriorConfig, text, "prior")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,18 @@ class Cast(Mapping[str, Tensor]):
 
     def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
         self.weights, self.dtype = weights, dtype
+        self._facts: dict[str, tuple[int, str, list[int]]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.weights[name].detach().cpu().to(self.dtype).contiguous()
+        w = self.weights[name].detach().cpu().to(self.dtype).contiguous()
+        self._facts[name] = w.nbytes, DTYPES[w.dtype], list(w.shape)
+        return w
+
+    def facts(self, name: str) -> tuple[int, str, list[int]]:
+        """A weight's bytes, dtype and shape; one that has been asked for is not read again."""
+        if name not in self._facts:
+            self[name]
+        return self._facts[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
@@ -97,27 +106,30 @@ class Cast(Mapping[str, Tensor]):
 
 def digest(text: str, weights: Mapping[str, Tensor]) -> str:
     """16 hex digits over a text and every weight, read one at a time."""
-    h = hashlib.sha256(text.encode())
+    return digests({text}, weights)[text]
+
+
+def digests(texts: Set[str], weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each text its :func:`digest`; the weights are read once."""
+    hashes = {text: hashlib.sha256(text.encode()) for text in texts}
     for name in sorted(weights):
         w = weights[name]
-        h.update(f"{name} {w.dtype} {list(w.shape)}".encode())
-        h.update(_bytes(w))
-    return h.hexdigest()[:16]
+        data = _bytes(w)
+        for h in hashes.values():
+            h.update(f"{name} {w.dtype} {list(w.shape)}".encode())
+            h.update(data)
+    return {text: h.hexdigest()[:16] for text, h in hashes.items()}
 
 
-def write_safetensors(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_safetensors(path: Path, weights: Cast, metadata: dict[str, str]) -> None:
     """safetensors.torch.save_file for weights that are read one at a time. The format: the
     header's length as eight bytes, little-endian, the header in JSON, then the data."""
-    sizes: dict[str, tuple[int, str, list[int]]] = {}
-    for name in sorted(weights):
-        w = weights[name]
-        sizes[name] = w.nbytes, DTYPES[w.dtype], list(w.shape)
     # Four-byte numbers first: every tensor then starts at a multiple of its item size.
-    order = sorted(sizes, key=lambda name: (sizes[name][1] != "F32", name))
+    order = sorted(weights, key=lambda name: (weights.facts(name)[1] != "F32", name))
     entries: dict[str, object] = {"__metadata__": metadata}
     start = 0
     for name in order:
-        count, dtype, shape = sizes[name]
+        count, dtype, shape = weights.facts(name)
         end = start + count
         entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
         start = end

@@ -9,6 +9,7 @@ Layout everywhere: video `[B,3,T,H,W]` float in [-1,1], latents `[B,C,t,h,w]`, i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from . import flow
 from .config import TokenizerConfig
-from .decoder import Decoder
+from .decoder import Decoder, Modulation
 from .encoder import Encoder
 from .errors import VftError
 from .fsq import FSQ
@@ -26,6 +27,9 @@ from .vae import VideoAutoencoder
 
 Progress = Callable[[int, int], None]
 Estimate = Callable[[Tensor], None]
+
+ONE_BATCH = 0.1  # guidance runs as one batch if that takes at most this share of tokens more
+AT_ONCE = 64  # timesteps whose modulation is held
 
 
 class Tokenizer(nn.Module):
@@ -119,7 +123,7 @@ class Tokenizer(nn.Module):
         apg: bool | None = None, seed: int | Sequence[int] = 0,
         generator: torch.Generator | None = None, first_frame: Tensor | None = None,
         budgets: Sequence[int] | None = None, clamp: bool = True,
-        progress: Progress | None = None,
+        method: flow.Method = "euler", shift: float = 1.0, progress: Progress | None = None,
     ) -> Tensor:  # fmt: skip
         """Tokens -> video `[B,3,T,H,W]` float32 in [-1,1] on the CPU, T = `tokens.frames`.
 
@@ -128,13 +132,15 @@ class Tokenizer(nn.Module):
         each clip what it would get alone; `generator` instead draws in the published order.
         `first_frame` `[B,3,H,W]` in [-1,1] (or `[B,3,T,H,W]`, T = 1 + 4n) pins the beginning.
         `budgets` gives each clip of the batch its own budget, at most that of the tokens.
-        `clamp=False` returns values as the model gives them, a little beyond [-1,1].
+        `clamp=False` returns values as the model gives them, a little beyond [-1,1]. `method` and
+        `shift` as in `flow.Schedule`.
         `progress(done, total)` counts sampling steps over all chunks; raise in it to cancel.
         Raises VftError if the tokens are another tokenizer's.
         """
         chunks = self.decode_chunks(
             tokens, steps=steps, guidance=guidance, apg=apg, seed=seed, generator=generator,
-            first_frame=first_frame, budgets=budgets, clamp=clamp, progress=progress,
+            first_frame=first_frame, budgets=budgets, clamp=clamp, method=method, shift=shift,
+            progress=progress,
         )  # fmt: skip
         return torch.cat(list(chunks), dim=2)
 
@@ -143,7 +149,8 @@ class Tokenizer(nn.Module):
         self, tokens: Tokens, *, steps: int | None = None, guidance: float | None = None,
         apg: bool | None = None, seed: int | Sequence[int] = 0,
         generator: torch.Generator | None = None, first_frame: Tensor | None = None,
-        budgets: Sequence[int] | None = None, clamp: bool = True, low_memory: bool = False,
+        budgets: Sequence[int] | None = None, clamp: bool = True,
+        method: flow.Method = "euler", shift: float = 1.0, low_memory: bool = False,
         progress: Progress | None = None, estimate: Estimate | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """The streaming form of :meth:`decode`: yields `[B,3,T_i,H,W]`, one chunk at a time.
@@ -153,13 +160,12 @@ class Tokenizer(nn.Module):
         frame is a preview."""
         c = self.config
         self._check_tokens(tokens)
-        steps = c.sampling.steps if steps is None else steps
-        if steps < 1:
-            raise VftError(f"steps is {steps}; choose 1 or more (25 is usual)")
+        schedule = flow.Schedule(c.sampling.steps if steps is None else steps, method, shift)
+        steps = schedule.steps
         scale = c.sampling.guidance if guidance is None else guidance
         use_apg = c.sampling.apg if apg is None else apg
         ids, left, batch = tokens.ids, tokens.frames, len(tokens)
-        draw = self._noise_source(batch, seed, generator)
+        draw = self.noise_source(batch, seed, generator)
         keep = None if budgets is None else self._check_budgets(budgets, tokens)
         new = c.token_frames - c.overlap  # rows of ids that each later chunk brings
         chunk_count = 1 + -(-(ids.shape[1] - c.token_frames) // new)
@@ -191,8 +197,8 @@ class Tokenizer(nn.Module):
                 if c.overlap:  # the repeated frame's ids are made anew from the frame itself
                     chunk_ids = torch.cat([chunk_ids[:, :1], chunk_ids], dim=1)
             video = self._decode_chunk(
-                chunk_ids, draw(c.latent_shape), steps, flow.Guidance(scale, use_apg), given, keep,
-                _offset(progress, i * steps, chunk_count * steps), estimate, low_memory,
+                chunk_ids, draw(c.latent_shape), schedule, flow.Guidance(scale, use_apg), given,
+                keep, _offset(progress, i * steps, chunk_count * steps), estimate, low_memory,
             )  # fmt: skip
             given = video[:, :, -1:] if c.overlap else None  # unclamped
             fresh = video[:, :, c.overlap if i else 0 :][:, :, :left]
@@ -201,7 +207,7 @@ class Tokenizer(nn.Module):
             yield (fresh.clamp(-1, 1) if clamp else fresh).cpu()
 
     def _decode_chunk(
-        self, ids: Tensor, noise: Tensor, steps: int, guidance: flow.Guidance,
+        self, ids: Tensor, noise: Tensor, schedule: flow.Schedule, guidance: flow.Guidance,
         given: Tensor | None, keep: Tensor | None, progress: Progress | None,
         estimate: Estimate | None, low_memory: bool,
     ) -> Tensor:  # fmt: skip
@@ -214,12 +220,12 @@ class Tokenizer(nn.Module):
                 own = self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu()
                 ids = torch.cat([own, ids[:, own.shape[1] :]], dim=1)
         latents = self.sample_latents(
-            ids, noise, steps, guidance, pinned, keep, progress, estimate, low_memory
+            ids, noise, schedule, guidance, pinned, keep, progress, estimate, low_memory
         )
         return self.vae.decode(latents.to(self.dtype))
 
     def sample_latents(
-        self, ids: Tensor, noise: Tensor, steps: int, guidance: flow.Guidance,
+        self, ids: Tensor, noise: Tensor, schedule: flow.Schedule, guidance: flow.Guidance,
         pinned: Tensor | None = None, keep: Tensor | None = None,
         progress: Progress | None = None, estimate: Estimate | None = None,
         low_memory: bool = False,
@@ -227,36 +233,52 @@ class Tokenizer(nn.Module):
         """Run the flow sampler for one chunk: ids `[B,t,k]`, noise `[B,C,t,h,w]` -> latents.
 
         `keep` `[B]`: a budget for each clip (default: k for all). With `guidance.scale` 1 there is
-        no unconditional pass; otherwise both passes run as one batch, unless `low_memory`.
+        no unconditional pass; otherwise both run as one batch, unless `low_memory` or the
+        unconditional one is much the shorter of the two.
         """
         b, t, k = ids.shape
+        decoder, guided = self.decoder, guidance.scale != 1
         codes = self.fsq.codes(ids.to(self.device))
         codes = nn.functional.pad(codes, (0, 0, 0, self.config.registers - k))  # beyond k: masked
         keep = torch.full((b,), k) if keep is None else keep
         span = self.config.encoder.patch_size[0]  # latent frames per row of ids
         prefix = torch.full((b,), 0 if pinned is None else pinned.shape[2] // span)
         keep, prefix = keep.to(self.device), prefix.to(self.device)
-        guided = guidance.scale != 1
-        registers = self.decoder.prepare(
-            codes, keep, prefix, torch.zeros_like(keep, dtype=torch.bool)
-        )
+        no = torch.zeros_like(keep, dtype=torch.bool)
+        full = decoder.prepare(codes, keep, prefix, no)
+        registers, weight = decoder.merge(full, int(keep.max()))
         if guided:
-            null = self.decoder.prepare(
-                codes, keep, prefix, torch.ones_like(keep, dtype=torch.bool)
-            )
-            registers = torch.cat([registers, null])
+            null = decoder.prepare(codes, keep, prefix, ~no)
+            short, short_weight = decoder.merge(null, 0)
+            patches = math.prod(noise.shape[2:]) // (t * math.prod(decoder.patch_size[1:]) * span)
+            more = registers.shape[2] - short.shape[2]
+            together = not low_memory and more <= ONE_BATCH * (patches + short.shape[2])
+            if together:
+                registers = torch.cat([registers, null[:, :, : registers.shape[2]]])
+        # The same for all clips, so computed once; in parts, as it takes memory.
+        times = schedule.asked()
+        index = {time: i for i, time in enumerate(times)}
+        modulation: dict[int, Modulation] = {}
 
-        def velocity(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        def modulate(time: float) -> Modulation:
+            part, i = divmod(index[time], AT_ONCE)
+            if part not in modulation:
+                modulation.clear()
+                some = torch.tensor(times[part * AT_ONCE :][:AT_ONCE], device=self.device)
+                modulation[part] = decoder.modulate(some, registers.dtype)
+            return modulation[part].at(i)
+
+        def velocity(x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
+            m = modulate(time)
             if not guided:
-                return self.decoder(x, t, registers), None
-            if low_memory:
-                each = registers.chunk(2)
-                return self.decoder(x, t, each[0]), self.decoder(x, t, each[1])
-            cond, uncond = self.decoder(torch.cat([x, x]), torch.cat([t, t]), registers).chunk(2)
+                return decoder(x, m, registers, weight), None
+            if not together:
+                return decoder(x, m, registers, weight), decoder(x, m, short, short_weight)
+            cond, uncond = decoder(torch.cat([x, x]), m, registers, weight).chunk(2)
             return cond, uncond
 
         return flow.sample(
-            velocity, noise.to(self.device), steps, guidance, pinned, progress, estimate
+            velocity, noise.to(self.device), schedule, guidance, pinned, progress, estimate
         )
 
     # ------------------------------------------------------------------ cutting and joining in time
@@ -332,7 +354,7 @@ class Tokenizer(nn.Module):
         c = self.config
         return c.token_frames + (self.chunk_count(frames) - 1) * (c.token_frames - c.overlap)
 
-    def _noise_source(
+    def noise_source(
         self, batch: int, seed: int | Sequence[int], generator: torch.Generator | None
     ) -> Callable[[tuple[int, ...]], Tensor]:
         """Draws `[B, *shape]` normal noise in float32 on the CPU, clip by clip; the generators run

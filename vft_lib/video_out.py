@@ -15,16 +15,17 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image
 
+from .atomic import temporary, whole
 from .frames import PathLike, Report, VideoError, check_frame
 from .video_in import check_source, open_av
 
 _COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # players take these in mp4
 
 
-def _temp_name(file: Path, suffix: str) -> Path:
+def _check_place(file: Path) -> Path:
     if file.is_dir() or not file.parent.is_dir():
         raise VideoError(f"{file} cannot be written: give a file name in an existing folder.")
-    return file.with_name(f".{file.name}.{os.getpid()}.tmp{suffix}")
+    return file
 
 
 class VideoWriter:
@@ -57,7 +58,7 @@ class VideoWriter:
             1001
         )
         self.frames = 0  # written so far
-        self._crf, self._temp = crf, _temp_name(self.path, ".mp4")
+        self._crf, self._temp = crf, temporary(_check_place(self.path))
         self._audio_from = None if audio_from is None else check_source(audio_from)
         self._audio_start, self._report = audio_start, on_problem or (lambda message: None)
         self._out: av.container.OutputContainer | None = None
@@ -220,11 +221,6 @@ def write_png(path: PathLike, array: np.ndarray) -> None:
         or array.shape[2:] not in ((), (3,), (4,))
     ):
         raise VideoError(f"Got {array.dtype} {list(array.shape)}; give uint8 [H, W] or [H, W, 3].")
-    file = Path(path)
-    temp = _temp_name(file, ".png")
-    try:
-        with _as_video_error(file):
-            Image.fromarray(array).save(temp, format="PNG")
-            os.replace(temp, file)
-    finally:
-        temp.unlink(missing_ok=True)
+    file = _check_place(Path(path))
+    with _as_video_error(file), whole(file) as temp:
+        Image.fromarray(array).save(temp, format="PNG")

@@ -23,12 +23,10 @@ NODES: list[type[io.ComfyNode]] = [
 
 
 class VideoFlexTokExtension(ComfyExtension):
-    async def on_load(self) -> None:
-        host.add_model_folder()
-
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 
 
 async def comfy_entrypoint() -> VideoFlexTokExtension:
+    host.add_model_folder()  # ComfyUI 0.8 and before never call an extension's on_load
     return VideoFlexTokExtension()

@@ -10,10 +10,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vft_lib import Tokens, VftError
-from ..vft_lib.loading import WEIGHTS
+from ..vft_lib.packaged import packaged
 from . import host
 from .loaders import LoadedTokenizer, stamp
-from .tokenizing import summary
+from .tokenizing import shown, summary
 from .types import TokenizerType, TokensType, schema
 
 SUFFIX = ".vft"
@@ -45,7 +45,7 @@ def token_file(name: str) -> Path:
     """The file of a name that :func:`file_names` lists; VftError for one outside of ComfyUI's
     folders or that is not there."""
     if name == EXAMPLE:
-        return next(w / "example.vft" for w in WEIGHTS if (w / "example.vft").exists())
+        return packaged("example.vft")
     kind = "output" if name.endswith(OUTPUT) else "input"
     path = host.confined(name.removesuffix(OUTPUT), kind)
     if not path.is_file() or path.suffix.lower() != SUFFIX:
@@ -69,7 +69,7 @@ class SaveTokens(io.ComfyNode):
             ],
             outputs=[TokensType.Output("tokens", display_name="tokens",
                                        tooltip="The same tokens.")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )  # fmt: skip
 
     @classmethod
@@ -80,9 +80,8 @@ class SaveTokens(io.ComfyNode):
             notes = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
         tokens.save(path, {k: json.dumps(v) for k, v in notes.items() if v is not None})
         text = f"{path.name}: {path.stat().st_size:,} B\n{summary(tokens)}"
-        host.Work(cls.hidden).say(text)
         saved = {"filename": path.name, "subfolder": subfolder, "type": "output"}
-        return io.NodeOutput(tokens, ui={"text": (text,), "vft": [saved]})
+        return io.NodeOutput(tokens, ui={**shown(tokens, text), "vft": [saved]})
 
 
 class LoadTokens(io.ComfyNode):
@@ -102,7 +101,6 @@ class LoadTokens(io.ComfyNode):
             ],
             outputs=[TokensType.Output("tokens", display_name="tokens",
                                        tooltip="For Flow Decode.")],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -122,8 +120,7 @@ class LoadTokens(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         tokens = Tokens.load(token_file(file))
         text = f"{summary(tokens)}\nof tokenizer {tokens.tokenizer} ({tokens.fingerprint})"
-        host.Work(cls.hidden).say(text)
-        return io.NodeOutput(tokens, ui={"text": (text,)})
+        return io.NodeOutput(tokens, ui=shown(tokens, text))
 
 
 class JoinTokens(io.ComfyNode):
@@ -145,7 +142,6 @@ class JoinTokens(io.ComfyNode):
                 ),
             ],
             outputs=[TokensType.Output("tokens", display_name="tokens", tooltip="Both clips.")],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -153,9 +149,7 @@ class JoinTokens(io.ComfyNode):
         cls, tokenizer: LoadedTokenizer, first: Tokens, second: Tokens, unfinished_chunk: str
     ) -> io.NodeOutput:
         joined = tokenizer.model.join([first, second], drop_partial=unfinished_chunk == "drop")
-        text = summary(joined)
-        host.Work(cls.hidden).say(text)
-        return io.NodeOutput(joined, ui={"text": (text,)})
+        return io.NodeOutput(joined, ui=shown(joined))
 
 
 class SliceTokens(io.ComfyNode):
@@ -174,7 +168,6 @@ class SliceTokens(io.ComfyNode):
                              tooltip="How many; 0: all that follow."),
             ],
             outputs=[TokensType.Output("tokens", display_name="tokens", tooltip="The part.")],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -189,8 +182,7 @@ class SliceTokens(io.ComfyNode):
             f"{model.chunk_count(tokens.frames)}: {begin:.1f} s to {begin + part.seconds:.1f} s\n"
             f"{summary(part)}"
         )
-        host.Work(cls.hidden).say(text)
-        return io.NodeOutput(part, ui={"text": (text,)})
+        return io.NodeOutput(part, ui=shown(part, text))
 
 
 def node_facts(tokens: Tokens) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..vft_lib.frames import to_frames
 from ..vft_lib.world import MOTIONS
 from . import host
 from .loaders import LoadedPrior
-from .tokenizing import summary
+from .tokenizing import shown
 from .types import ADVANCED, PriorType, TokensType, schema, seed_input
 
 PREVIEW_STEPS = 4  # of the decoder
@@ -118,12 +118,6 @@ def _partial(prior: LoadedPrior, work: host.Work) -> Any:
     return show
 
 
-def _done(work: host.Work, tokens: Tokens) -> io.NodeOutput:
-    text = summary(tokens)
-    work.say(text)
-    return io.NodeOutput(tokens, ui={"text": (text,)})
-
-
 def _text_inputs(prompt: str) -> list[io.Input]:
     return [
         io.String.Input(
@@ -188,7 +182,7 @@ class TextToTokens(io.ComfyNode):
             budget=budget, frames=frames or None, progress=work, partial=_partial(prior, work),
             **words, **_sampling(seed, guidance, temperature, top_k, top_p),
         )  # fmt: skip
-        return _done(work, tokens)
+        return io.NodeOutput(tokens, ui=shown(tokens))
 
 
 class ClassToTokens(io.ComfyNode):
@@ -231,7 +225,7 @@ class ClassToTokens(io.ComfyNode):
             class_name=name, budget=budget, progress=work, partial=_partial(prior, work),
             **_sampling(seed, guidance, temperature, top_k, top_p),
         )  # fmt: skip
-        return _done(work, tokens)
+        return io.NodeOutput(tokens, ui=shown(tokens))
 
 
 class RefineTokens(io.ComfyNode):
@@ -267,4 +261,4 @@ class RefineTokens(io.ComfyNode):
             tokens, budget, progress=work, partial=_partial(prior, work), **words,
             **_sampling(seed, guidance, temperature, top_k, top_p),
         )  # fmt: skip
-        return _done(work, refined)
+        return io.NodeOutput(refined, ui=shown(refined))

@@ -138,7 +138,6 @@ class LoadTokenizer(io.ComfyNode):
                 io.String.Output("about", display_name="about",
                                  tooltip="Name, licence, size, device, number format, attention."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -155,7 +154,6 @@ class LoadTokenizer(io.ComfyNode):
             f"{c.name} · {c.size} px, {c.registers} tokens per latent frame, {c.fps:g} fps\n"
             f"{_about(path, compute, model)}"
         )
-        host.Work(cls.hidden).say(text)
         loaded = LoadedTokenizer(model, host.patcher(model, compute, rest))
         return io.NodeOutput(loaded, text, ui={"text": (text,)})
 
@@ -187,7 +185,6 @@ class LoadPrior(io.ComfyNode):
                 io.String.Output("about", display_name="about",
                                  tooltip="Name, licence, size, device, number format, attention."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -209,7 +206,6 @@ class LoadPrior(io.ComfyNode):
             f"{c.name} · takes {takes.get(c.cond, c.cond)}, up to {c.registers} tokens per latent "
             f"frame, {c.frames} frames, for tokenizer {c.tokenizer}\n{_about(path, compute, model)}"
         )
-        host.Work(cls.hidden).say(text)
         loaded = LoadedPrior(model, host.patcher(model, compute, rest), tokenizer)
         return io.NodeOutput(loaded, text, ui={"text": (text,)})
 
@@ -260,7 +256,6 @@ class DownloadModel(io.ComfyNode):
         text = f"{model}: {entry.about}\n{entry.facts}"
         if not path.exists() and not accept_licence:
             text += f"\nfrom {entry.hub_id}\nSet accept_licence to fetch it into {path.parent}"
-            work.say(text)
             return io.NodeOutput(entry.file_name, ui={"text": (text,)})
         if not path.exists():
             cast = None if dtype == "as published" else getattr(torch, dtype)
@@ -271,5 +266,4 @@ class DownloadModel(io.ComfyNode):
 
             path = download(model, path.parent, cast, progress=progress, note=work.say)
         text += f"\n{os.path.basename(path)} is in {path.parent}"
-        work.say(text)
         return io.NodeOutput(path.name, ui={"text": (text,)})

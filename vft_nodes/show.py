@@ -22,7 +22,7 @@ from . import host
 from .files import node_facts
 from .loaders import LoadedTokenizer
 from .pictures import image_frames, make_video, store
-from .tokenizing import decoded, decoding_inputs
+from .tokenizing import decoded, decoding_inputs, shown
 from .types import TokenizerType, TokensType, schema
 
 COMPARED = 16  # frames at a time
@@ -107,7 +107,7 @@ class BudgetSweep(io.ComfyNode):
             f"k={r['budget']}: {in_bytes(r['bytes'])}, {r['psnr']:.2f} dB, SSIM {r['ssim']:.3f}"
             for r in rows
         )
-        work.say(f"against {against}\n{text}")
+        text = f"against {against}\n{text}"
         table = json.dumps({"against": against, "rows": rows}, indent=1)
         video = make_video(images, tokens.fps)
         return io.NodeOutput(images, video, picture[None], table, ui={"text": (text,)})
@@ -140,16 +140,14 @@ class TokensInfo(io.ComfyNode):
                 io.Int.Output("frames", display_name="frames", tooltip="Frames of the clip."),
                 io.Float.Output("fps", display_name="fps", tooltip="Frames per second."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, tokens: Tokens) -> io.NodeOutput:
         text = "\n".join(f"{name}: {value}" for name, value in node_facts(tokens).items())
-        host.Work(cls.hidden).say(text)
         return io.NodeOutput(
             text, tokens.budget, tokens.count, tokens.id_bytes, tokens.frames, tokens.fps,
-            ui={"text": (text,)},
+            ui=shown(tokens, text),
         )  # fmt: skip
 
 

@@ -23,11 +23,21 @@ from .types import ADVANCED, PriorType, TokenizerType, TokensType, schema, seed_
 def summary(tokens: Tokens) -> str:
     """One line on a grid of tokens, as the budget widget words it."""
     size = tokens.id_bytes
-    human = f"{size} B" if size < 10_000 else f"{size / 1000:.1f} kB"
+    human = f"{size} B" if size < 1000 else f"{size / 1000:.1f} kB"
     return (
         f"{tokens.budget} per latent frame · {tokens.count:,} tokens · {human} · "
         f"{tokens.frames} frames, {tokens.seconds:.1f} s"
     )
+
+
+def shown(tokens: Tokens, text: str | None = None) -> dict[str, Any]:
+    """A node's `ui`: words that stay on it (by default the summary), and the numbers that the
+    budget widgets of this node and of those behind it reckon with."""
+    grid = {
+        "latent_frames": tokens.ids.shape[1], "budget": tokens.budget, "frames": tokens.frames,
+        "fps": tokens.fps, "size": list(tokens.size),
+    }  # fmt: skip
+    return {"text": (text or summary(tokens),), "vft_grid": [grid]}
 
 
 class Encode(io.ComfyNode):
@@ -93,9 +103,7 @@ class Encode(io.ComfyNode):
 
         advice = "choose bfloat16 or the CPU in Load VFT Tokenizer, or a smaller tokenizer"
         tokens = host.with_retry(work, attempt, advice)
-        text = summary(tokens)
-        work.say(text)
-        return io.NodeOutput(tokens, ui={"text": (text,)})
+        return io.NodeOutput(tokens, ui=shown(tokens))
 
 
 BY = ["tokens per frame", "tokens in all", "bytes", "information"]
@@ -131,7 +139,6 @@ class TruncatePrefix(io.ComfyNode):
                 io.Int.Output("budget", display_name="budget",
                               tooltip="How many per latent frame."),
             ],
-            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -139,7 +146,6 @@ class TruncatePrefix(io.ComfyNode):
         cls, tokens: Tokens, by: str, budget: int, keep_bits: float,
         prior: LoadedPrior | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        work = host.Work(cls.hidden)
         if by == "information":
             if prior is None:
                 raise VftError("'information' needs a prior: connect Load VFT Prior")
@@ -149,9 +155,7 @@ class TruncatePrefix(io.ComfyNode):
         elif by == "bytes":
             budget = tokens.budget_within(id_bytes=budget)
         kept = tokens.truncate(budget)
-        text = summary(kept)
-        work.say(text)
-        return io.NodeOutput(kept, budget, ui={"text": (text,)})
+        return io.NodeOutput(kept, budget, ui=shown(kept))
 
 
 def decoding_inputs() -> list[io.Input]:
@@ -261,5 +265,5 @@ class FlowDecode(io.ComfyNode):
             keep_bars=keep_bars, preview=preview,
         )  # fmt: skip
         text = f"{summary(tokens)} · {images.shape[2]}×{images.shape[1]} px"
-        work.say(text)
-        return io.NodeOutput(images, make_video(images, tokens.fps, audio), ui={"text": (text,)})
+        video = make_video(images, tokens.fps, audio)
+        return io.NodeOutput(images, video, ui=shown(tokens, text))

@@ -28,7 +28,7 @@ from ..errors import VftError
 from ..tokenizer import Tokenizer
 from .data import RealClips, to_video
 from .loop import Schedule, Task, train
-from .prior import HELD_OUT
+from .prior import HELD_OUT, ids_of_latents
 from .probe import LABELS
 from .tokenizer import TokenizerRecipe, dataset_sources
 
@@ -192,7 +192,7 @@ def decoded_latents(
         noise = [torch.randn(c.latent_shape, generator=_generator(i)) for i in seeds]
         with autocast(tokenizer, dtype):
             latents = tokenizer.sample_latents(
-                ids[part], torch.stack(noise), steps or c.sampling.steps,
+                ids[part], torch.stack(noise), flow.Schedule(steps or c.sampling.steps),
                 flow.Guidance(c.sampling.guidance, c.sampling.apg),
                 keep=None if keep is None else keep[part],
             )  # fmt: skip
@@ -202,16 +202,6 @@ def decoded_latents(
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def ids_of_latents(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
-    """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` on the CPU, as the prior's training reads them."""
-    parts = [
-        tokenizer.fsq.ids(tokenizer.encoder(p.to(tokenizer.device, tokenizer.dtype))).cpu()
-        for p in latents.split(64)
-    ]
-    return torch.cat(parts)
 
 
 def run_clips(

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cli_common import device_of
 from ..errors import VftError
 
 if TYPE_CHECKING:
@@ -75,15 +76,11 @@ def add_train_parser(subparsers: Any) -> None:
 
 
 def _device(args: argparse.Namespace) -> torch.device:
+    """What --device asks for; automatic: this process's own GPU, if there is one."""
     import torch
 
-    if args.device != "auto":
-        try:
-            return torch.device(args.device)
-        except RuntimeError:
-            raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
-    local = os.environ.get("LOCAL_RANK", "0")
-    return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return device_of(args) or torch.device(local if torch.cuda.is_available() else "cpu")
 
 
 def _setup(args: argparse.Namespace) -> tuple[Preset, RealClips | None]:
@@ -178,9 +175,8 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
 def _train_prior(args: argparse.Namespace) -> int:
     import torch
 
-    from ..checkpoint import load_vae
+    from ..checkpoint import load_vae, save_prior
     from ..loading import load_prior, load_tokenizer
-    from ..prior_checkpoint import save_prior
     from .loop import join_group, train
     from .prior import PriorTask, encode_ids
     from .tokenizer import dataset_sources, encode_dataset

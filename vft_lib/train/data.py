@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import world
+from ..atomic import replacing
 from ..errors import VftError
 from ..video_in import read_frames
 
@@ -63,9 +63,8 @@ class RealClips:
                     found[path.stem] = np.stack(frames)
             if not found:
                 raise VftError(f"{folder} holds no clip of 5 frames or more; name another --real")
-            tmp = cache.with_suffix(f".{os.getpid()}.tmp.npz")
-            np.savez(tmp, **found)  # type: ignore[arg-type]
-            os.replace(tmp, cache)
+            with replacing(cache) as tmp:
+                np.savez(tmp, **found)  # type: ignore[arg-type]
         with np.load(cache, allow_pickle=False) as f:
             return RealClips({k: f[k] for k in f.files})
 

@@ -67,7 +67,6 @@ def caption_words() -> tuple[str, ...]:
     return tuple(sorted({word for phrase in phrases for word in split_words(phrase)}))
 
 
-@torch.inference_mode()
 def encode_ids(tokenizer: Tokenizer, latents: Tensor, cache: Path) -> Tensor:
     """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` int32, kept in `cache` for this tokenizer."""
     wanted = {"fingerprint": tokenizer.fingerprint, "clips": str(len(latents))}
@@ -77,15 +76,21 @@ def encode_ids(tokenizer: Tokenizer, latents: Tensor, cache: Path) -> Tensor:
                 return f.get_tensor("ids")
     except (OSError, SafetensorError):
         pass
-    parts = []
-    for part in tqdm(latents.split(64), desc="encoding ids", mininterval=1):
-        x = part.to(tokenizer.device, tokenizer.dtype)
-        parts.append(tokenizer.fsq.ids(tokenizer.encoder(x)).int().cpu())
-    ids = torch.cat(parts)
+    ids = ids_of_latents(tokenizer, latents).int()
     cache.parent.mkdir(parents=True, exist_ok=True)
     with replacing(cache) as tmp:
         save_file({"ids": ids}, tmp, wanted)
     return ids
+
+
+@torch.no_grad()
+def ids_of_latents(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
+    """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` int64 on the CPU."""
+    parts = []
+    for part in tqdm(latents.split(64), desc="encoding ids", mininterval=1):
+        x = part.to(tokenizer.device, tokenizer.dtype)
+        parts.append(tokenizer.fsq.ids(tokenizer.encoder(x)).cpu())
+    return torch.cat(parts)
 
 
 class PriorTask(Task):

@@ -37,12 +37,12 @@ from .classifier import (
     autocast,
     decoded_latents,
     encode_scenes,
-    ids_of_latents,
     labels_of,
     trained_classifier,
 )
 from .data import HELD_OUT_SEEDS, RealClips
 from .presets import Preset
+from .prior import ids_of_latents
 from .probe import LABELS
 
 matplotlib.use("Agg")

@@ -7,7 +7,6 @@ helps most must go first.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import flow
+from ..atomic import write_bytes
 from ..config import TokenizerConfig
 from ..errors import VftError
 from ..tokenizer import Tokenizer
@@ -82,9 +82,7 @@ def encode_dataset(
             for i in range(0, BLOCK, 16):
                 latents = vae.encode(clips[i : i + 16].to(device))
                 data[start + i : start + i + 16] = latents.half().cpu()
-        tmp = progress.with_suffix(".tmp")
-        tmp.write_text(str(start + BLOCK))
-        os.replace(tmp, progress)
+        write_bytes(progress, str(start + BLOCK).encode())
     return data
 
 
@@ -142,7 +140,8 @@ class TokenizerTask(Task):
         given = torch.arange(clean.shape[2], device=device) < prefix[:, None]  # (B, t)
         given = given[:, None, :, None, None]
         noisy = torch.where(given, clean, (1 - t) * clean + t * noise)
-        error = (self.decoder(noisy, timestep, registers) - (noise - clean)) ** 2
+        modulation = self.decoder.modulate(timestep, registers.dtype)
+        error = (self.decoder(noisy, modulation, registers) - (noise - clean)) ** 2
         # Given frames carry no loss; every clip counts the same however many it has.
         weight = (~given).float().expand_as(error)
         each = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
@@ -164,7 +163,9 @@ class TokenizerTask(Task):
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         videos = [tokenizer.vae.decode(latents.to(tokenizer.device))]
         for k in (1, self.recipe.config.registers // 4, self.recipe.config.registers):
-            sampled = tokenizer.sample_latents(ids[:, :, :k], noise, 20, flow.Guidance())
+            sampled = tokenizer.sample_latents(
+                ids[:, :, :k], noise, flow.Schedule(20), flow.Guidance()
+            )
             videos.append(tokenizer.vae.decode(sampled))
         strip = [v.cpu() for clip in zip(*videos) for v in clip]
         save_strip(out / f"samples-{step:06d}.png", strip)

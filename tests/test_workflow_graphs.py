@@ -189,7 +189,7 @@ def execute(host: Any) -> Any:
     from conftest import save_tiny
     from test_prior import PUBLISHED, made
 
-    from vft_lib.prior_checkpoint import save_prior
+    from vft_lib.checkpoint import save_prior
 
     save_tiny(host.models / "videoflextok_d18_d28.safetensors", 1, "videoflextok_d18_d28", 40)
     save_tiny(host.models / "uco3d-videoflextok.safetensors", 2, "uco3d-videoflextok", 40)

@@ -1,0 +1,206 @@
+"""A small server that the real ComfyUI front end can live with: our extension, our nodes' real
+schemas, and the HTTP and websocket messages that the page asks for. Prompts of our own nodes that
+need no model are really executed; nothing else is.
+
+It runs in a thread of its own, so that tests can drive the browser synchronously.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import WSMsgType, web
+
+PACK = "videoflextok"  # what the clone is called below custom_nodes
+PACK_ROOT = Path(__file__).resolve().parents[2]
+WEB = PACK_ROOT / "vft_nodes" / "web"
+LOCALES = PACK_ROOT / "locales"
+EMPTY_LISTS = ("embeddings", "userdata", "v2/userdata", "experiment/models", "models", "assets")
+EMPTY_OBJECTS = ("workflow_templates", "global_subgraphs", "internal/folder_paths",
+                 "node_replacements")  # fmt: skip
+
+
+class Server:
+    """`settings` are the page's own ("Comfy.VueNodes.Enabled", …); `nodes` node id -> class;
+    `object_info` what /object_info answers; uploads go to `input_folder`."""
+
+    def __init__(
+        self, static: Path, nodes: Mapping[str, Any], object_info: Mapping[str, Any],
+        input_folder: Path, settings: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.static, self.nodes, self.input_folder = static, nodes, input_folder
+        self.object_info, self.settings = dict(object_info), settings or {}
+        self.prompts: list[dict[str, Any]] = []
+        self.unknown: list[str] = []  # requests that nothing answers
+        self.url = ""
+        self._sockets: set[web.WebSocketResponse] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._ready = threading.Event()
+
+    # -------------------------------------------------------------- life
+
+    def start(self) -> Server:
+        self._thread.start()
+        if not self._ready.wait(30):
+            raise RuntimeError("the test server did not start")
+        return self
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(30)
+
+    def send(self, kind: str, data: Any) -> None:
+        """A websocket message to all pages, from any thread."""
+        asyncio.run_coroutine_threadsafe(self._send(kind, data), self._loop).result(30)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        app = web.Application(client_max_size=1 << 26)
+        app.router.add_get("/ws", self._websocket)
+        for method, path, handler in self._routes():
+            app.router.add_route(method, path, handler)
+            app.router.add_route(method, "/api" + path, handler)
+        app.router.add_route("*", "/{path:.*}", self._file)
+        runner = web.AppRunner(app)
+        self._loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        self._loop.run_until_complete(site.start())
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+        self._ready.set()
+        self._loop.run_forever()
+        self._loop.run_until_complete(runner.cleanup())
+        self._loop.close()
+
+    # -------------------------------------------------------------- what the page asks for
+
+    def _routes(self) -> list[tuple[str, str, Any]]:
+        fixed: dict[str, Any] = {
+            "object_info": self.object_info,
+            "users": {"storage": "server", "migrated": True},
+            "features": {},
+            "extensions": [f"/extensions/{PACK}/{p.relative_to(WEB).as_posix()}"
+                           for p in sorted(WEB.rglob("*.js"))],
+            "i18n": translations(),
+            "queue": {"queue_running": [], "queue_pending": []},
+            "history": {},
+            "history_v2": {},
+            "jobs": {"jobs": [], "pagination": {"offset": 0, "limit": 0, "total": 0,
+                                                "has_more": False}},
+            "system_stats": {
+                "system": {"os": "posix", "ram_total": 1, "ram_free": 1, "argv": ["main.py"],
+                           "comfyui_version": "0.3.62", "python_version": "3.11",
+                           "pytorch_version": "2.8", "embedded_python": False},
+                "devices": [],
+            },
+            **{name: [] for name in EMPTY_LISTS}, **{name: {} for name in EMPTY_OBJECTS},
+        }  # fmt: skip
+        routes = [("GET", f"/{name}", _answer(value)) for name, value in fixed.items()]
+        return [
+            *routes,
+            ("GET", "/settings", self._settings),
+            ("POST", "/settings", self._set),
+            ("POST", "/settings/{id}", self._set),
+            ("GET", "/prompt", _answer({"exec_info": {"queue_remaining": 0}})),
+            ("POST", "/prompt", self._prompt),
+            ("POST", "/upload/image", self._upload),
+        ]
+
+    async def _settings(self, _: web.Request) -> web.Response:
+        return web.json_response(self.settings)
+
+    async def _set(self, request: web.Request) -> web.Response:
+        value, name = await request.json(), request.match_info.get("id")
+        self.settings.update({name: value} if name else value)
+        return web.Response()
+
+    async def _upload(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        image = form["image"]
+        assert isinstance(image, web.FileField)
+        folder = self.input_folder / str(form.get("subfolder", ""))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / image.filename).write_bytes(image.file.read())
+        answer = {"name": image.filename, "subfolder": str(form.get("subfolder", ""))}
+        return web.json_response({**answer, "type": str(form.get("type", "input"))})
+
+    async def _websocket(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        self._sockets.add(socket)
+        status = {"status": {"exec_info": {"queue_remaining": 0}}, "sid": "test"}
+        await socket.send_json({"type": "status", "data": status})
+        async for message in socket:
+            if message.type == WSMsgType.ERROR:
+                break
+        self._sockets.discard(socket)
+        return socket
+
+    async def _send(self, kind: str, data: Any) -> None:
+        for socket in list(self._sockets):
+            await socket.send_json({"type": kind, "data": data})
+
+    async def _file(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["path"]
+        extension = f"extensions/{PACK}/"
+        root, name = (WEB, name[len(extension):]) if name.startswith(extension) else (
+            self.static, name or "index.html")  # fmt: skip
+        path = (root / name).resolve()
+        if request.method != "GET" or not path.is_file() or root.resolve() not in path.parents:
+            self.unknown.append(f"{request.method} /{request.match_info['path']}")
+            return web.Response(status=404)
+        return web.FileResponse(path, headers={"Cache-Control": "no-store"})
+
+    # -------------------------------------------------------------- prompts
+
+    async def _prompt(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.prompts.append(body)
+        name = f"prompt-{len(self.prompts)}"
+        self._run = asyncio.ensure_future(self._execute(name, body["prompt"]))
+        return web.json_response({"prompt_id": name, "number": 1, "node_errors": {}})
+
+    async def _execute(self, name: str, prompt: dict[str, Any]) -> None:
+        """Our nodes, each after those it depends on, and the messages of a run."""
+        done: dict[str, Any] = {}
+
+        async def result(node: str) -> Any:
+            if node not in done:
+                entry = prompt[node]
+                values = {
+                    k: (await result(v[0]))[v[1]] if isinstance(v, list) else v
+                    for k, v in entry["inputs"].items()
+                }
+                at = {"node": node, "display_node": node, "prompt_id": name}
+                await self._send("executing", at)
+                cls = self.nodes[entry["class_type"]].PREPARE_CLASS_CLONE(None)
+                output = cls.EXECUTE_NORMALIZED(**values)
+                await self._send("executed", {**at, "output": output.ui})
+                done[node] = output.result
+            return done[node]
+
+        await self._send("execution_start", {"prompt_id": name, "timestamp": 0})
+        for node in prompt:
+            await result(node)
+        await self._send("execution_success", {"prompt_id": name, "timestamp": 1})
+        await self._send("executing", {"node": None, "prompt_id": name})
+
+
+def _answer(value: Any) -> Any:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response(value)
+
+    return handler
+
+
+def translations() -> dict[str, Any]:
+    """The pack's locales, as ComfyUI's /i18n gives them: language -> file's stem -> content."""
+    return {
+        folder.name: {f.stem: json.loads(f.read_text("utf-8")) for f in folder.glob("*.json")}
+        for folder in sorted(LOCALES.glob("*"))
+    }

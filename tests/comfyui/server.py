@@ -1,0 +1,276 @@
+"""A real ComfyUI on the CPU with a node pack linked in, and what a client of it sees."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+LAUNCHER = Path(__file__).with_name("launch.py")
+PACK_NAME = "videoflextok-nodes"  # the folder a registry installation makes
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+PREVIEW_WITH_METADATA = 4  # the kind of binary message that today's frontend asks for
+
+
+@dataclass
+class Run:
+    """One queued prompt, from its first message to its last."""
+
+    prompt_id: str
+    status: str = ""  # "success", "error" or "interrupted"
+    seconds: float = 0.0
+    executed: list[str] = field(default_factory=list)  # ids of the nodes that ran, in order
+    cached: list[str] = field(default_factory=list)  # ids of those that did not have to
+    progress: list[tuple[str, int, int]] = field(
+        default_factory=list
+    )  # node id, value, of how many
+    previews: list[tuple[str, bytes]] = field(default_factory=list)  # node id, JPEG or PNG file
+    error: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, Any] = field(default_factory=dict)  # by id of a node whose inputs are wrong
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by node id, from /history
+
+    def progress_of(self, node: str) -> list[float]:
+        """How far one node was, 0 to 1, message by message."""
+        return [value / total for which, value, total in self.progress if which == node]
+
+    def previews_of(self, node: str) -> list[bytes]:
+        """One node's previews."""
+        return [image for which, image in self.previews if which == node]
+
+
+class ComfyUI:
+    """A ComfyUI process of our own: its base directory, its port, its log.
+
+    `checkout` is left as it is: models, custom_nodes, input, output, temp and user lie under
+    `base`, with `pack` linked into custom_nodes. Use it as a context manager; entering waits until
+    the server answers.
+
+    Raises:
+        RuntimeError: the process ended or did not answer in time; the message ends with its log.
+    """
+
+    def __init__(self, checkout: Path, python: Path, base: Path, pack: Path) -> None:
+        self.checkout, self.python, self.base = checkout.resolve(), python, base
+        for name in ("custom_nodes", "input", "output", "temp", "user", "models", "home"):
+            (base / name).mkdir(parents=True, exist_ok=True)
+        (base / "custom_nodes" / PACK_NAME).symlink_to(pack.resolve(), target_is_directory=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> ComfyUI:
+        command = [str(self.python), str(LAUNCHER), str(self.checkout / "main.py"), "--cpu"]
+        command += ["--disable-auto-launch", "--disable-api-nodes"]
+        command += ["--listen", "127.0.0.1", "--port", str(self.port)]
+        command += ["--base-directory", str(self.base), "--temp-directory", str(self.base)]
+        command += ["--database-url", f"sqlite:///{self.base}/user/comfyui.db"]
+        # Caches of models would go to the home directory. Large blocks get memory maps of their
+        # own, which go back to the system when freed: the process' size tells what it holds.
+        changes = {"HOME": str(self.base / "home"), "MALLOC_MMAP_THRESHOLD_": "262144"}
+        changes["VFT_HOME"] = changes["HF_HOME"] = str(self.base / "home" / "models")
+        changes["PYTHONUNBUFFERED"] = "1"
+        with (self.base / "comfyui.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=self.base,
+                env=os.environ | changes,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _wait_until_ready(self, limit: float = 300) -> None:
+        """Returns once /system_stats answers; importing everything takes 20 to 60 seconds."""
+        assert self.process is not None
+        start = time.monotonic()
+        while time.monotonic() - start < limit:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended with {self.process.returncode}:\n{self.log}")
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.5)
+        raise RuntimeError(f"ComfyUI did not answer within {limit:.0f} s:\n{self.log}")
+
+    def stop(self) -> None:
+        """Ends the process; what it wrote stays."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def log(self) -> str:
+        """All that the process printed so far, without colours."""
+        return ANSI.sub("", (self.base / "comfyui.log").read_text(errors="replace"))
+
+    @property
+    def memory(self) -> int:
+        """The process' resident memory that no file backs, in bytes."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+        assert found, "the kernel does not say RssAnon"
+        return int(found[1]) * 1024
+
+    def fetch(
+        self, path: str, body: bytes | dict[str, Any] | None = None, kind: str = "application/json"
+    ) -> bytes:
+        """What the server answers to a GET, or to a POST of `body`.
+
+        Raises:
+            RuntimeError: any other answer than success; the message has what the server said.
+        """
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data)
+        if data is not None:
+            request.add_header("Content-Type", kind)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return bytes(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                text = error.read().decode(errors="replace")
+            raise RuntimeError(f"{path}: {error.code} {text}") from None
+
+    def get(self, path: str) -> Any:
+        """What the server answers to a GET, parsed."""
+        return json.loads(self.fetch(path))
+
+    def view(self, file: dict[str, str]) -> bytes:
+        """An output file, as the browser gets it, by its entry in a node's outputs."""
+        keys = ("filename", "subfolder", "type")
+        return self.fetch("/view?" + urllib.parse.urlencode({key: file[key] for key in keys}))
+
+    def upload(self, name: str, content: bytes) -> str:
+        """Puts a file into the input folder as the browser does; the name it got there."""
+        border = uuid.uuid4().hex
+        head = f'Content-Disposition: form-data; name="image"; filename="{name}"'
+        body = f"--{border}\r\n{head}\r\n\r\n".encode() + content + f"\r\n--{border}--".encode()
+        kind = f"multipart/form-data; boundary={border}"
+        return str(json.loads(self.fetch("/upload/image", body, kind))["name"])
+
+    def interrupt(self) -> None:
+        """The Cancel button."""
+        self.fetch("/interrupt", {})
+
+    def free(self) -> None:
+        """The Unload Models and Free Memory button; returns when that is done."""
+        self.fetch("/free", {"unload_models": True, "free_memory": True})
+        # The worker collects garbage at most every ten seconds.
+        time.sleep(12)
+
+    def run(
+        self,
+        prompt: dict[str, Any],
+        limit: float = 180,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> Run:
+        """Queues a prompt in API format and listens until it ends.
+
+        `on_progress(node id, value, of how many)` is called as the messages come.
+
+        ComfyUI leaves out outputs whose inputs are wrong (`Run.refused`) as long as one is right.
+
+        Raises:
+            RuntimeError: the server refused the whole prompt; the message says why.
+            TimeoutError: no end within `limit` seconds; the prompt was interrupted.
+        """
+        client = uuid.uuid4().hex
+        address = f"ws://127.0.0.1:{self.port}/ws?clientId={client}"
+        with connect(address, max_size=None, proxy=None) as channel:
+            flags = {"supports_preview_metadata": True}
+            channel.send(json.dumps({"type": "feature_flags", "data": flags}))
+            start = time.monotonic()
+            body = {"prompt": prompt, "client_id": client}
+            answer = json.loads(self.fetch("/prompt", body))
+            run = Run(answer["prompt_id"], refused=answer.get("node_errors", {}))
+            try:
+                while not run.status:
+                    message = self._receive(channel, start + limit - time.monotonic())
+                    if isinstance(message, bytes):
+                        _read_binary(run, message)
+                    else:
+                        _read_text(run, json.loads(message), on_progress)
+            except TimeoutError:
+                self.interrupt()
+                raise TimeoutError(
+                    f"no end of the prompt within {limit:.0f} s; ran: {run.executed}, "
+                    f"progress: {run.progress[-1:]}"
+                ) from None
+            run.seconds = time.monotonic() - start
+        run.outputs = self._outputs(run.prompt_id)
+        return run
+
+    def _receive(self, channel: ClientConnection, seconds: float) -> str | bytes:
+        try:
+            return channel.recv(max(seconds, 0))
+        except ConnectionClosed:
+            raise RuntimeError(f"ComfyUI hung up:\n{self.log[-3000:]}") from None
+
+    def _outputs(self, prompt_id: str) -> dict[str, dict[str, Any]]:
+        # The last message is sent shortly before the history has the prompt.
+        for _ in range(50):
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return dict(history[prompt_id]["outputs"])
+            time.sleep(0.1)
+        raise RuntimeError(f"prompt {prompt_id} is not in the history")
+
+
+def _read_text(
+    run: Run, message: dict[str, Any], on_progress: Callable[[str, int, int], None] | None
+) -> None:
+    kind, data = message["type"], message.get("data", {})
+    if data.get("prompt_id", run.prompt_id) != run.prompt_id:
+        return
+    if kind == "execution_cached":
+        run.cached += data["nodes"]
+    elif kind == "executing" and data["node"] is not None:
+        run.executed.append(data["node"])
+    elif kind == "progress":
+        step = (data["node"], int(data["value"]), int(data["max"]))
+        run.progress.append(step)
+        if on_progress:
+            on_progress(*step)
+    elif kind in ("execution_success", "execution_error", "execution_interrupted"):
+        run.status = kind.removeprefix("execution_")
+        run.error = data if kind == "execution_error" else {}
+
+
+def _read_binary(run: Run, message: bytes) -> None:
+    kind, length = struct.unpack_from(">II", message)
+    if kind == PREVIEW_WITH_METADATA:
+        metadata, image = json.loads(message[8 : 8 + length]), message[8 + length :]
+        run.previews.append((metadata["node_id"], image))

@@ -1,0 +1,140 @@
+"""What the commands share: options, loading what they name, progress, and their answers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from .errors import VftError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .tokenizer import Tokenizer
+    from .tokens import Tokens
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # that files are written in
+
+# torch is imported by the functions, not here: `vft --help` and a typing error answer at once.
+
+
+def device_of(args: argparse.Namespace) -> torch.device | None:
+    """What --device asks for; None: automatic."""
+    import torch
+
+    try:
+        device = None if args.device == "auto" else torch.device(args.device)
+    except RuntimeError:
+        raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
+    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
+        raise VftError("this machine has no CUDA device that torch can use; give --device cpu")
+    return device
+
+
+def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device | None, torch.dtype | None]:
+    """What --device and --dtype ask for; None: automatic."""
+    import torch
+
+    return device_of(args), None if args.dtype == "auto" else getattr(torch, args.dtype)
+
+
+def stored_dtype(args: argparse.Namespace) -> torch.dtype | None:
+    """The storage dtype that --dtype, one of DTYPES, asks for; None: as it is."""
+    import torch
+
+    return getattr(torch, DTYPES[args.dtype]) if args.dtype else None
+
+
+def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
+    """The tokenizer of --tokenizer, where --device and --dtype say."""
+    from .loading import load_tokenizer
+
+    device, dtype = device_and_dtype(args)
+    return load_tokenizer(args.tokenizer, device=device, dtype=dtype)
+
+
+def check_out(path: Path) -> None:
+    """VftError if no file can be written there: said before the work, not after it."""
+    if not path.parent.is_dir() or path.is_dir():
+        raise VftError(f"cannot write {path}: give a file name in an existing folder")
+
+
+def save_tokens(args: argparse.Namespace, tokens: Tokens, out: Path) -> None:
+    """Write a token file and say what is in it."""
+    tokens.save(out)
+    facts = token_facts(out, tokens)
+    t, k = facts["grid"]
+    text = (
+        f"{out}: {t} x {k} = {tokens.count} tokens, {tokens.id_bytes} bytes "
+        f"({facts['file_bytes']} with header), {tokens.frames} frames at {tokens.fps:g} fps, "
+        f"{facts['bits_per_second']:.0f} bit/s"
+    )
+    answer(args, text, facts)
+
+
+def token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
+    """What there is to say of a token file."""
+    t, k = tokens.ids.shape[1:]
+    facts = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
+    del facts["ids"]
+    return {"file": file, "kind": "tokens"} | facts | {
+        "grid": [t, k], "budget": k, "ids": tokens.count, "id_bytes": tokens.id_bytes,
+        "file_bytes": file.stat().st_size, "seconds": round(tokens.seconds, 3),
+        "bits_per_second": round(8 * tokens.id_bytes / tokens.seconds, 1),
+    }  # fmt: skip
+
+
+def answer(args: argparse.Namespace, text: str, facts: dict[str, Any]) -> None:
+    """A command's result: a text, or under --json one object."""
+    args.bars.close()
+    print(json.dumps(facts, default=str) if args.json else text)
+
+
+def note(message: str) -> None:
+    """A remark on stderr, beside a progress bar."""
+    tqdm.write(f"vft: note: {message}", file=sys.stderr)
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
+def seed_number(text: str) -> int:
+    """A seed that torch's generators take."""
+    if not 0 <= int(text) < 1 << 63:
+        raise ValueError
+    return int(text)
+
+
+class Bars:
+    """Makes a progress callback for each long step; one bar on stderr at a time."""
+
+    def __init__(self) -> None:
+        self._label, self._bar = "", tqdm(disable=True)
+
+    def __call__(self, label: str, unit: str = "it") -> Callable[[int, int | None], None]:
+        def update(done: int, total: int | None) -> None:
+            if label != self._label:
+                self.close()
+                self._label = label
+                self._bar = tqdm(
+                    desc=label, total=total, file=sys.stderr, unit=unit, unit_scale=unit == "B"
+                )
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+        return update
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,110 @@
+// The budget of Truncate Prefix and of the priors: buttons in powers of two for the ordinary
+// number field, and a line that says what the budget means, before anything has run.
+
+import { againstGrid, inBytes, incomingGrid, ownGrid } from "./grid.js";
+import { panelOf } from "./panel.js";
+
+export const BUDGET_NODES = ["VFTTruncate", "VFTTextToTokens", "VFTClassToTokens", "VFTRefine"];
+const PER_FRAME = "tokens per frame"; // the first choice of Truncate Prefix's `by`
+const LARGEST = 256; // tokens per latent frame that any published tokenizer has
+
+const shown = new Set();
+
+/** The powers of two to offer: per latent frame all there are, else those around `budget`. */
+export function choices(by, budget, most = LARGEST) {
+  if (by === "information") return [];
+  const powers = (from, to) => {
+    const all = [];
+    for (let k = from; k <= to; k *= 2) all.push(k);
+    return all;
+  };
+  if (by === PER_FRAME) return powers(1, most);
+  const near = 2 ** Math.floor(Math.log2(Math.max(1, budget)));
+  return powers(Math.max(1, near / 8), near * 8);
+}
+
+/** What a budget means: {text, warning}. `grid` is of the tokens it is taken from, or undefined;
+ * `truncates`: it cannot be more than there is. */
+export function describe(by, budget, keepBits, grid, truncates) {
+  if (by === "information") {
+    return { text: `as few as keep ${Math.round(100 * keepBits)} % of the bits` };
+  }
+  let perFrame = budget;
+  if (by !== PER_FRAME) {
+    const most = by === "bytes" ? Math.floor(budget / 2) : budget;
+    if (!grid) return { text: `at most ${most.toLocaleString("en")} tokens · ${inBytes(2 * most)}` };
+    if (most < grid.latent_frames) {
+      const least = by === "bytes" ? inBytes(2 * grid.latent_frames) : `${grid.latent_frames} tokens`;
+      return { text: `too few: this clip needs at least ${least}`, warning: true };
+    }
+    perFrame = Math.min(Math.floor(most / grid.latent_frames), grid.budget);
+  }
+  if (!grid) return { text: `${perFrame} per latent frame · ${inBytes(2 * perFrame)} each` };
+  if (truncates && perFrame > grid.budget) {
+    return { text: `too many: these tokens hold ${grid.budget} per frame`, warning: true };
+  }
+  const count = perFrame * grid.latent_frames;
+  const parts = [`${perFrame} per frame`, `${count.toLocaleString("en")} tokens`];
+  return { text: [...parts, inBytes(2 * count), againstGrid(grid, perFrame)].join(" · ") };
+}
+
+function refresh(node) {
+  const value = (name) => node.widgets.find((widget) => widget.name === name)?.value;
+  const { chips, line } = panelOf(node);
+  // Another node may give the budget: then only a run can tell.
+  const slot = node.findInputSlot("budget");
+  if (slot >= 0 && node.isInputConnected(slot)) {
+    chips.replaceChildren();
+    line.textContent = "";
+    return;
+  }
+  const truncates = node.comfyClass === "VFTTruncate";
+  const [by, budget] = [value("by") ?? PER_FRAME, Number(value("budget"))];
+  const incoming = incomingGrid(node, "tokens");
+  const most = truncates ? incoming?.budget : undefined;
+  chips.replaceChildren(
+    ...choices(by, budget, most).map((k) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = k < 10_000 ? k : k.toLocaleString("en", { notation: "compact" });
+      button.ariaPressed = k === budget;
+      button.onclick = () => choose(node, k);
+      return button;
+    }),
+  );
+  const grid = incoming ?? ownGrid(node);
+  const { text, warning } = describe(by, budget, value("keep_bits"), grid, !!incoming && truncates);
+  line.textContent = text;
+  line.classList.toggle("vft-warning", !!warning);
+}
+
+function choose(node, budget) {
+  const widget = node.widgets.find((w) => w.name === "budget");
+  widget.value = budget;
+  widget.callback?.(budget); // as the number field itself would: undo history, and our own line
+  node.graph?.setDirtyCanvas(true, true);
+}
+
+/** Buttons and line for a node with a widget `budget`. */
+export function addBudget(node) {
+  for (const widget of node.widgets.filter((w) => ["by", "budget", "keep_bits"].includes(w.name))) {
+    const own = widget.callback;
+    widget.callback = function (...args) {
+      const result = own?.apply(this, args);
+      refresh(node);
+      return result;
+    };
+  }
+  shown.add(node);
+  const removed = node.onRemoved;
+  node.onRemoved = function (...args) {
+    shown.delete(node);
+    return removed?.apply(this, args);
+  };
+  refresh(node);
+}
+
+/** All lines anew: a run or a connection has changed what is known. */
+export function refreshBudgets() {
+  shown.forEach(refresh);
+}

@@ -1,0 +1,45 @@
+// What is known of the tokens that a node gave out in its last run, and what can be reckoned from
+// it: {latent_frames, budget, frames, fps, size: [h, w]}, the `vft_grid` of an `executed` message.
+
+const grids = new WeakMap();
+
+export function noteGrid(node, grid) {
+  grids.set(node, grid);
+}
+
+/** The grid that `node` gave out, or undefined before its first run. */
+export function ownGrid(node) {
+  return grids.get(node);
+}
+
+/** The grid that reaches the input `name` of `node`, or undefined. */
+export function incomingGrid(node, name) {
+  const slot = node.graph ? node.findInputSlot(name) : -1; // a new node is in no graph yet
+  const source = slot < 0 ? null : node.getInputNode(slot);
+  if (!source) return undefined;
+  // A Reroute node hands on what it gets.
+  return source.type === "Reroute" ? incomingGrid(source, source.inputs[0].name) : grids.get(source);
+}
+
+// A 3D-grid tokenizer gives every latent frame one token per 16×16 pixels: the comparison of the
+// paper, where 672 tokens (21 latent frames × 32, at 256 px) are 8 times fewer than its 5,376.
+const GRID_CELL = 16;
+
+/** Tokens of a conventional 3D grid for one latent frame. */
+export function gridTokens(grid) {
+  const [height, width] = grid.size;
+  return (height / GRID_CELL) * (width / GRID_CELL);
+}
+
+/** "1.3 kB", as the nodes' Python side words it. */
+export function inBytes(count) {
+  return count < 1000 ? `${count} B` : `${(count / 1000).toFixed(1)} kB`;
+}
+
+/** "8× below a 3D grid" for `budget` tokens per latent frame. */
+export function againstGrid(grid, budget) {
+  const ratio = gridTokens(grid) / budget;
+  if (ratio === 1) return "as many as a 3D grid";
+  const times = ratio > 1 ? ratio : 1 / ratio;
+  return `${Number(times.toFixed(1))}× ${ratio > 1 ? "below" : "above"} a 3D grid`;
+}

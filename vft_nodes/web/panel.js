@@ -1,0 +1,71 @@
+// One area at the foot of a node for what we show on it. It is a DOM widget, which both the legacy
+// canvas and Nodes 2.0 draw; it comes last and is never saved, so the positions of a workflow's
+// `widgets_values` are those of the node's inputs.
+
+const STYLE = `
+.vft-panel { box-sizing: border-box; overflow: hidden auto; font: 11px/15px Inter, Arial, sans-serif;
+  color: var(--input-text, #ddd); width: 100%; }
+.vft-panel .vft-content { padding: 2px 6px; white-space: pre-wrap; overflow-wrap: anywhere; }
+.vft-panel .vft-chips { display: flex; gap: 3px; margin-bottom: 3px; }
+.vft-panel .vft-chips:empty { display: none; }
+.vft-panel .vft-chips button { flex: 1 1 0; min-width: 0; padding: 1px 0; font: inherit;
+  cursor: pointer; border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px;
+  background: var(--comfy-input-bg, #222); color: inherit; }
+.vft-panel .vft-chips button:hover { border-color: #c9a2ff; }
+.vft-panel .vft-chips button[aria-pressed="true"] { background: #6b46a8; color: #fff; }
+.vft-panel .vft-line.vft-warning { color: #ffb454; }
+.vft-panel .vft-result { color: var(--descrip-text, #999); user-select: text; }
+`;
+
+const MARGIN = 6; // px around the area on the legacy canvas
+
+const panels = new WeakMap();
+
+function addStyle() {
+  if (document.getElementById("vft-style")) return;
+  const style = document.createElement("style");
+  style.id = "vft-style";
+  style.textContent = STYLE;
+  document.head.append(style);
+}
+
+/** The panel of a node, made at the first call: {chips, line, result}, three elements. */
+export function panelOf(node) {
+  if (panels.has(node)) return panels.get(node);
+  addStyle();
+  const part = (name) => {
+    const element = document.createElement("div");
+    element.className = `vft-${name}`;
+    return element;
+  };
+  const [root, content] = [part("panel"), part("content")];
+  const panel = { chips: part("chips"), line: part("line"), result: part("result") };
+  content.append(panel.chips, panel.line, panel.result);
+  root.append(content);
+
+  let height = 20;
+  const widget = node.addDOMWidget("vft_panel", "vft_panel", root, {
+    serialize: false, // not in the API prompt
+    hideOnZoom: false,
+    margin: MARGIN,
+    getValue: () => "",
+    setValue: () => {},
+    getMinHeight: () => height + 2 * MARGIN,
+  });
+  widget.serialize = false; // not in the workflow
+  const grow = () => {
+    if (!content.offsetHeight || content.offsetHeight === height) return; // 0: not on the page
+    height = content.offsetHeight;
+    const [, needed] = node.computeSize();
+    if (node.size[1] < needed) node.setSize([node.size[0], needed]);
+    node.graph?.setDirtyCanvas(true, true);
+  };
+  new ResizeObserver(grow).observe(content);
+  panels.set(node, panel);
+  return panel;
+}
+
+/** Show what a run said. It stays until the next run, and is not saved. */
+export function showResult(node, text) {
+  panelOf(node).result.textContent = text;
+}
