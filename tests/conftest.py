@@ -11,7 +11,6 @@ import av
 import numpy as np
 import pytest
 import torch
-from comfy_pack import Pack, described
 
 from vft_lib.checkpoint import save_tokenizer
 from vft_lib.config import (
@@ -69,20 +68,6 @@ def tiny_tokenizer(tiny_checkpoint: Path) -> Tokenizer:
     return load_tokenizer(tiny_checkpoint, device="cpu")
 
 
-@pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The node pack in a ComfyUI of its own (see comfy_host.py)."""
-    from comfy_host import Host
-
-    return Host(tmp_path_factory.mktemp("comfyui"))
-
-
-@pytest.fixture(scope="session")
-def pack(host: Any) -> Pack:
-    """The node pack as the front end hears of it."""
-    return described(host)
-
-
 def moving_picture(frames: int, height: int, width: int) -> np.ndarray:
     """A clip in which every frame differs: uint8 `[T,H,W,3]`."""
     y, x = np.mgrid[:height, :width]
@@ -107,6 +92,14 @@ def add_sound(clip: Path, out: Path) -> Path:
         frame.sample_rate = 44100
         target.mux([*sound.encode(frame), *sound.encode(None)])
     return out
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The node pack in a ComfyUI of its own (see comfy_host.py)."""
+    from comfy_host import Host
+
+    return Host(tmp_path_factory.mktemp("comfyui"))
 
 
 @pytest.fixture(scope="session")

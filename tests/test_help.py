@@ -13,11 +13,11 @@ LANGUAGES = ["de", "en", "fr"]
 
 
 @pytest.fixture(scope="module")
-def described(pack: Any) -> dict[str, Any]:
+def described(host: Any) -> dict[str, Any]:
     """What the schemas say, in the form of a `nodeDefs.json`."""
     found = {}
-    for name in pack.nodes:
-        info = pack.object_info[name]
+    for name, node in host.nodes.items():
+        info = node.GET_NODE_INFO_V1()
         inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
         outputs = zip(info["output_name"], info["output_tooltips"])
         found[name] = {

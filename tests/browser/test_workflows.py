@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from page_server import PACK_ROOT
+
+from browser.page_server import PACK_ROOT
 
 WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
 API = PACK_ROOT / "tests" / "workflows" / "api"

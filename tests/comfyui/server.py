@@ -186,10 +186,14 @@ class ComfyUI:
         self.fetch("/interrupt", {})
 
     def free(self) -> None:
-        """The Unload Models and Free Memory button; returns when that is done."""
-        self.fetch("/free", {"unload_models": True, "free_memory": True})
-        # The worker collects garbage at most every ten seconds.
-        time.sleep(12)
+        """The button Unload Models and Free Memory; returns when that is done.
+
+        Pressed twice: it sets two flags, and a worker that acts on the first may miss the second
+        one until something else wakes it.
+        """
+        for _ in range(2):
+            self.fetch("/free", {"unload_models": True, "free_memory": True})
+            time.sleep(2)
 
     def run(
         self,
