@@ -272,7 +272,8 @@ def test_download_only_tells_until_the_licence_is_accepted(
 ) -> None:
     hub = made.host.module("vft_lib.hub")
     monkeypatch.setattr(hub, "download", lambda *_, **__: pytest.fail("opened a connection"))
-    out = made.host.run("VFTDownloadModel", model="videoflextok_d18_d28")
-    assert out.result == ("videoflextok_d18_d28.safetensors",)
-    for word in ("10.5 GB", "apache-2.0", "accept_licence", str(made.host.models)):
+    out = made.host.run("VFTDownloadModel", model="k600-semantok")
+    assert out.result == ("k600-semantok.safetensors",)
+    words = ("1.7 GB", "Stability AI Community License", "accept_licence", str(made.host.models))
+    for word in words:
         assert word in out.ui["text"][0]
