@@ -67,7 +67,7 @@ class SaveTokens(io.ComfyNode):
                 io.String.Input("filename_prefix", default="videoflextok/clip",
                                 tooltip="Below ComfyUI's output folder; a number is added."),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens",
+            outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="The same tokens.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )  # fmt: skip
@@ -99,7 +99,7 @@ class LoadTokens(io.ComfyNode):
                     "example of the pack.",
                 ),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens",
+            outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="For Flow Decode.")],
         )  # fmt: skip
 
@@ -141,7 +141,7 @@ class JoinTokens(io.ComfyNode):
                     "ends within one: hold its last frame to the chunk's end, or drop that chunk.",
                 ),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens", tooltip="Both clips.")],
+            outputs=[TokensType.Output(display_name="tokens", tooltip="Both clips.")],
         )  # fmt: skip
 
     @classmethod
@@ -167,7 +167,7 @@ class SliceTokens(io.ComfyNode):
                 io.Int.Input("chunks", default=0, min=0, max=1_000_000,
                              tooltip="How many; 0: all that follow."),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens", tooltip="The part.")],
+            outputs=[TokensType.Output(display_name="tokens", tooltip="The part.")],
         )  # fmt: skip
 
     @classmethod
