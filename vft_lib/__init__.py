@@ -15,8 +15,6 @@ from .tokenizer import Tokenizer
 from .tokens import Tokens
 from .video_out import write_video
 
-__version__ = "0.1.0"
-
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -25,7 +23,6 @@ __all__ = [
     "Tokenizer",
     "Tokens",
     "VftError",
-    "__version__",
     "decode_file",
     "encode_file",
     "load_prior",

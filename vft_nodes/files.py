@@ -58,8 +58,8 @@ class SaveTokens(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "VFTSaveTokens", "VFT Save Tokens",
-            description="Writes a .vft file: a few hundred bytes to share. It carries the "
-            "workflow, as images do. Drop it on the canvas to load it.",
+            description="Writes a .vft file to share: the tokens, a few hundred bytes, and the "
+            "workflow with them, as in images. Drop it on the canvas to load it.",
             search_aliases=["videoflextok save", "export tokens"],
             is_output_node=True,
             inputs=[
@@ -67,7 +67,7 @@ class SaveTokens(io.ComfyNode):
                 io.String.Input("filename_prefix", default="videoflextok/clip",
                                 tooltip="Below ComfyUI's output folder; a number is added."),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens",
+            outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="The same tokens.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )  # fmt: skip
@@ -99,7 +99,7 @@ class LoadTokens(io.ComfyNode):
                     "example of the pack.",
                 ),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens",
+            outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="For Flow Decode.")],
         )  # fmt: skip
 
@@ -141,7 +141,7 @@ class JoinTokens(io.ComfyNode):
                     "ends within one: hold its last frame to the chunk's end, or drop that chunk.",
                 ),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens", tooltip="Both clips.")],
+            outputs=[TokensType.Output(display_name="tokens", tooltip="Both clips.")],
         )  # fmt: skip
 
     @classmethod
@@ -167,7 +167,7 @@ class SliceTokens(io.ComfyNode):
                 io.Int.Input("chunks", default=0, min=0, max=1_000_000,
                              tooltip="How many; 0: all that follow."),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens", tooltip="The part.")],
+            outputs=[TokensType.Output(display_name="tokens", tooltip="The part.")],
         )  # fmt: skip
 
     @classmethod

@@ -12,7 +12,7 @@ from ..vft_lib.world import MOTIONS
 from . import host
 from .loaders import LoadedPrior
 from .tokenizing import shown
-from .types import ADVANCED, PriorType, TokensType, schema, seed_input
+from .types import PriorType, TokensType, advanced, schema, seed_input
 
 PREVIEW_STEPS = 4  # of the decoder
 
@@ -29,31 +29,34 @@ def _sampling_inputs() -> list[io.Input]:
             tooltip="How strongly the words are followed; 1: no guidance. 0: what suits the "
             "budget.",
         ),
-        io.Float.Input(
-            "temperature",
-            default=1.0,
-            min=0.0,
-            max=2.0,
-            step=0.01,
-            extra_dict=ADVANCED,
-            tooltip="Below 1: safer choices. 0: always the likeliest token.",
+        advanced(
+            io.Float.Input(
+                "temperature",
+                default=1.0,
+                min=0.0,
+                max=2.0,
+                step=0.01,
+                tooltip="Below 1: safer choices. 0: always the likeliest token.",
+            )
         ),
-        io.Int.Input(
-            "top_k",
-            default=0,
-            min=0,
-            max=65536,
-            extra_dict=ADVANCED,
-            tooltip="Choose among the k likeliest tokens only; 0: among all.",
+        advanced(
+            io.Int.Input(
+                "top_k",
+                default=0,
+                min=0,
+                max=65536,
+                tooltip="Choose among the k likeliest tokens only; 0: among all.",
+            )
         ),
-        io.Float.Input(
-            "top_p",
-            default=1.0,
-            min=0.01,
-            max=1.0,
-            step=0.01,
-            extra_dict=ADVANCED,
-            tooltip="Choose among the likeliest tokens that together have this probability.",
+        advanced(
+            io.Float.Input(
+                "top_p",
+                default=1.0,
+                min=0.01,
+                max=1.0,
+                step=0.01,
+                tooltip="Choose among the likeliest tokens that together have this probability.",
+            )
         ),
     ]
 
@@ -73,7 +76,7 @@ def _words(prior: LoadedPrior, prompt: str, clip: Any, conditioning: Any) -> dic
     """What the prior's `generate` and `refine` take for a prompt: its own text encoder's caption,
     or text states from elsewhere."""
     c = prior.model.config
-    if conditioning is None and clip is not None:
+    if conditioning is None and clip is not None and prompt.strip():  # else no caption at all
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     if conditioning is not None:
         if prior.model.text is not None:
@@ -159,13 +162,13 @@ class TextToTokens(io.ComfyNode):
                 *_text_inputs("a red ball bounces to the right"),
                 _budget_input("Tokens per latent frame to write."),
                 *_sampling_inputs(),
-                io.Int.Input(
-                    "frames", default=0, min=0, max=100_000, extra_dict=ADVANCED,
+                advanced(io.Int.Input(
+                    "frames", default=0, min=0, max=100_000,
                     tooltip="Length in frames; 0: the longest that the prior writes.",
-                ),
+                )),
                 *_encoder_inputs(),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens",
+            outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="For Flow Decode.")],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -201,13 +204,13 @@ class ClassToTokens(io.ComfyNode):
                 ),
                 _budget_input("Tokens per latent frame to write."),
                 *_sampling_inputs(),
-                io.String.Input(
-                    "other_class", default="", extra_dict=ADVANCED,
+                advanced(io.String.Input(
+                    "other_class", default="",
                     tooltip="For other priors: the name or number of a class, in place of the "
                     "list. A wrong one is answered with some that exist.",
-                ),
+                )),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens",
+            outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="For Flow Decode.")],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -244,7 +247,7 @@ class RefineTokens(io.ComfyNode):
                 *_sampling_inputs(),
                 *_encoder_inputs(),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens",
+            outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="For Flow Decode.")],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

@@ -50,10 +50,10 @@ class BudgetSweep(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output("grid", display_name="grid", tooltip="Frames of the grid."),
-                io.Video.Output("video", display_name="video", tooltip="The grid as a video."),
-                io.Image.Output("plot", display_name="plot", tooltip="PSNR and SSIM by budget."),
-                io.String.Output("table", display_name="table",
+                io.Image.Output(display_name="grid", tooltip="Frames of the grid."),
+                io.Video.Output(display_name="video", tooltip="The grid as a video."),
+                io.Image.Output(display_name="plot", tooltip="PSNR and SSIM by budget."),
+                io.String.Output(display_name="table",
                                  tooltip="The numbers, as JSON."),
             ],
             hidden=[io.Hidden.unique_id],
@@ -133,12 +133,12 @@ class TokensInfo(io.ComfyNode):
             is_output_node=True,
             inputs=[TokensType.Input("tokens", tooltip="Any tokens.")],
             outputs=[
-                io.String.Output("text", display_name="text", tooltip="All facts."),
-                io.Int.Output("budget", display_name="budget", tooltip="Tokens per latent frame."),
-                io.Int.Output("count", display_name="tokens", tooltip="Tokens of the clip."),
-                io.Int.Output("bytes", display_name="bytes", tooltip="Bytes of the ids."),
-                io.Int.Output("frames", display_name="frames", tooltip="Frames of the clip."),
-                io.Float.Output("fps", display_name="fps", tooltip="Frames per second."),
+                io.String.Output(display_name="text", tooltip="All facts."),
+                io.Int.Output(display_name="budget", tooltip="Tokens per latent frame."),
+                io.Int.Output(display_name="tokens", tooltip="Tokens of the clip."),
+                io.Int.Output(display_name="bytes", tooltip="Bytes of the ids."),
+                io.Int.Output(display_name="frames", tooltip="Frames of the clip."),
+                io.Float.Output(display_name="fps", tooltip="Frames per second."),
             ],
         )  # fmt: skip
 
@@ -168,9 +168,9 @@ class ExampleClip(io.ComfyNode):
                              tooltip="Pixels a side."),
             ],
             outputs=[
-                io.Image.Output("images", display_name="images", tooltip="The frames."),
-                io.Video.Output("video", display_name="video", tooltip="The same as a video."),
-                io.String.Output("caption", display_name="caption",
+                io.Image.Output(display_name="images", tooltip="The frames."),
+                io.Video.Output(display_name="video", tooltip="The same as a video."),
+                io.String.Output(display_name="caption",
                                  tooltip="What it shows, in the default prior's words."),
             ],
         )  # fmt: skip

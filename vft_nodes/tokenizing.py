@@ -17,7 +17,7 @@ from ..vft_lib.stream import decode_frames, encode_file, encode_frames
 from . import host
 from .loaders import LoadedPrior, LoadedTokenizer
 from .pictures import FrameStore, image_frames, make_video, resampled, video_file
-from .types import ADVANCED, PriorType, TokenizerType, TokensType, schema, seed_input
+from .types import PriorType, TokenizerType, TokensType, advanced, schema, seed_input
 
 
 def summary(tokens: Tokens) -> str:
@@ -69,7 +69,7 @@ class Encode(io.ComfyNode):
                     "side, pad with bars (taken off again when decoding), or stretch.",
                 ),
             ],
-            outputs=[TokensType.Output("tokens", display_name="tokens",
+            outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="All tokens of the clip, coarse to fine.")],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
@@ -128,15 +128,15 @@ class TruncatePrefix(io.ComfyNode):
                     "budget", default=8, min=1, max=1 << 30,
                     tooltip="Tokens per latent frame, or tokens or bytes of the whole clip.",
                 ),
-                io.Float.Input(
-                    "keep_bits", default=0.9, min=0.01, max=1.0, step=0.01, extra_dict=ADVANCED,
+                advanced(io.Float.Input(
+                    "keep_bits", default=0.9, min=0.01, max=1.0, step=0.01,
                     tooltip="With 'information': the share of the clip's bits to keep.",
-                ),
+                )),
                 PriorType.Input("prior", optional=True, tooltip="Only for 'information'."),
             ],
             outputs=[
-                TokensType.Output("tokens", display_name="tokens", tooltip="The tokens kept."),
-                io.Int.Output("budget", display_name="budget",
+                TokensType.Output(display_name="tokens", tooltip="The tokens kept."),
+                io.Int.Output(display_name="budget",
                               tooltip="How many per latent frame."),
             ],
         )  # fmt: skip
@@ -236,18 +236,18 @@ class FlowDecode(io.ComfyNode):
                     tooltip="Pins the first frame: edit it, and the tokens move the edit.",
                 ),
                 io.Audio.Input("audio", optional=True, tooltip="Sound for the video."),
-                io.Boolean.Input(
-                    "keep_bars", default=False, extra_dict=ADVANCED,
+                advanced(io.Boolean.Input(
+                    "keep_bars", default=False,
                     tooltip="Keep the bars of a clip that was encoded with 'pad'.",
-                ),
-                io.Boolean.Input(
-                    "preview", default=True, extra_dict=ADVANCED,
+                )),
+                advanced(io.Boolean.Input(
+                    "preview", default=True,
                     tooltip="Show where the sampler is heading, five times a chunk.",
-                ),
+                )),
             ],
             outputs=[
-                io.Image.Output("images", display_name="images", tooltip="The frames."),
-                io.Video.Output("video", display_name="video",
+                io.Image.Output(display_name="images", tooltip="The frames."),
+                io.Video.Output(display_name="video",
                                 tooltip="The same with frame rate and sound, for Save Video."),
             ],
             hidden=[io.Hidden.unique_id],

@@ -13,8 +13,12 @@ TokenizerType = io.Custom("VFT_TOKENIZER")
 PriorType = io.Custom("VFT_PRIOR")
 TokensType = io.Custom("VFT_TOKENS")
 
-ADVANCED = {"advanced": True}
-"""For `extra_dict`: older versions of ComfyUI have no keyword for it."""
+
+def advanced(widget: io.Input) -> io.Input:
+    """`widget` among the advanced ones. ComfyUI 0.8 has no keyword for that; in 0.3.64 widgets do
+    not take `extra_dict` either."""
+    widget.extra_dict = {"advanced": True}
+    return widget
 
 
 def schema(node_id: str, display_name: str, **fields: Any) -> io.Schema:
