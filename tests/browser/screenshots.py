@@ -19,6 +19,7 @@ from playwright.sync_api import sync_playwright
 from browser.conftest import FLAGS, chromium, open_app
 from browser.page_server import PACK_ROOT
 
+WORKFLOWS = PACK_ROOT / "workflows"
 OUT = PACK_ROOT / "docs" / "screenshots"
 
 
@@ -32,19 +33,21 @@ def save(png: bytes, path: Path) -> None:
 def main(names: list[str]) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     host = Host(Path(tempfile.mkdtemp()))
+    found = {p: json.loads(p.read_text("utf-8")) for p in sorted(WORKFLOWS.glob("*.json"))}
+    for workflow in found.values():  # no warnings of missing models in the pictures
+        for node in workflow["nodes"]:
+            for model in node.get("properties", {}).get("models", []):
+                (host.models / model["name"]).touch()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         app = open_app(browser, host, nodes2=False)
-        for path in sorted((PACK_ROOT / "workflows").glob("*.json")):
+        for path, workflow in found.items():
             if names and path.stem not in names:
                 continue
-            workflow = json.loads(path.read_text("utf-8"))
             app.open(workflow, path.stem)
             if not any(n["type"] == "VFTDownloadModel" for n in workflow["nodes"]):
                 app.run(600)
             app.page.wait_for_timeout(2000)  # videos load
-            for close in app.page.get_by_label("Close", exact=True).all():
-                close.click() if close.is_visible() else None
             app.fit()
             save(app.page.screenshot(), OUT / f"{path.stem}.png")
         app.close()
