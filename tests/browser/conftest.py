@@ -79,6 +79,7 @@ class App:
 
     def __init__(self, browser: Any, server: Any, nodes2: bool) -> None:
         self.server, self.nodes2, self.problems = server, nodes2, list[str]()
+        self.opened = 0
         self.page = browser.new_page(viewport={"width": 1600, "height": 900})
         self.page.on("pageerror", lambda e: self.problems.append(f"{e}\n{e.stack}"))
         self.page.on("console", self._console)
@@ -108,7 +109,11 @@ class App:
     def js(self, expression: str, argument: Any = None) -> Any:
         return self.page.evaluate(expression, argument)
 
-    def open(self, workflow: dict[str, Any], name: str = "test") -> None:
+    def open(self, workflow: dict[str, Any], name: str = "") -> None:
+        """Open a workflow in a tab of its own: under a name that was there before, the page would
+        show the results of that one's last run."""
+        self.opened += 1
+        name = name or f"test {self.opened}"
         self.js("([w, n]) => app.loadGraphData(w, true, true, n)", [workflow, name])
         self.page.wait_for_function("n => app.graph.nodes.length === n", arg=len(workflow["nodes"]))
         self.page.wait_for_timeout(300)  # the page lays out

@@ -214,6 +214,24 @@ def test_results_are_shown_and_not_saved(app: Any) -> None:
     }  # fmt: skip
 
 
+def test_results_survive_an_undo_and_a_change_of_tabs(app: Any) -> None:
+    app.open(chain(), "first")
+    run(app)
+    app.page.locator(".vft-chips button", has_text="8").click()
+    assert line(app).startswith("8 per frame")
+    app.page.wait_for_timeout(500)
+    app.js("() => app.extensionManager.command.execute('Comfy.Undo')")
+    app.page.locator(".vft-line", has_text="4 per frame · 36 tokens").wait_for()
+    app.page.locator(".vft-chips button", has_text="16").click()  # of the node that is there now
+    assert app.prompt()["2"]["inputs"]["budget"] == 16
+    assert line(app).startswith("16 per frame")
+    app.page.wait_for_timeout(500)
+    app.open(chain(budget=2), "second")
+    assert line(app) == "2 per latent frame · 4 B each"  # of another workflow nothing is known
+    app.js("() => app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    app.page.locator(".vft-line", has_text="16 per frame · 144 tokens").wait_for()
+
+
 def drop(app: Any, file: Path, at: tuple[int, int], shift: bool = False) -> None:
     app.js(
         """async ([name, data, [clientX, clientY], shiftKey]) => {

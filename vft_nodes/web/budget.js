@@ -70,7 +70,9 @@ function refresh(node) {
       button.type = "button";
       button.textContent = k < 10_000 ? k : k.toLocaleString("en", { notation: "compact" });
       button.ariaPressed = k === budget;
-      button.onclick = () => choose(node, k);
+      // On pointerup already: the page looks for changes, to undo them, on mouseup. A click still
+      // comes from the keyboard.
+      button.onpointerup = button.onclick = () => choose(node, k);
       return button;
     }),
   );

@@ -20,7 +20,8 @@ const STYLE = `
 
 const MARGIN = 6; // px around the area on the legacy canvas
 
-const panels = new WeakMap();
+const panels = new WeakMap(); // node -> its panel
+const owners = new WeakMap(); // a panel's root element -> node
 
 function addStyle() {
   if (document.getElementById("vft-style")) return;
@@ -40,7 +41,7 @@ export function panelOf(node) {
     return element;
   };
   const [root, content] = [part("panel"), part("content")];
-  const panel = { chips: part("chips"), line: part("line"), result: part("result") };
+  const panel = { root, chips: part("chips"), line: part("line"), result: part("result") };
   content.append(panel.chips, panel.line, panel.result);
   root.append(content);
 
@@ -64,7 +65,18 @@ export function panelOf(node) {
   };
   new ResizeObserver(grow).observe(content);
   panels.set(node, panel);
+  owners.set(root, node);
   return panel;
+}
+
+/** Nodes 2.0 goes on showing the panel of the node that an undo has replaced by `node`: put this
+ * one's in its place. */
+export function replaceFormer(node) {
+  const root = panels.get(node)?.root;
+  if (!root || root.isConnected) return;
+  for (const former of document.querySelectorAll(".vft-panel")) {
+    if (owners.get(former)?.id === node.id) former.replaceWith(root);
+  }
 }
 
 /** Show what a run said. It stays until the next run, and is not saved. */

@@ -6,7 +6,7 @@ import { addBudget, BUDGET_NODES, refreshBudgets } from "./budget.js";
 import { colourSockets } from "./colours.js";
 import { addUpload, openDropped } from "./files.js";
 import { noteGrid } from "./grid.js";
-import { panelOf, showResult } from "./panel.js";
+import { panelOf, replaceFormer, showResult } from "./panel.js";
 
 /** Run `more` after the node's own `method`, keeping what that returns. */
 function after(node, method, more) {
@@ -18,6 +18,16 @@ function after(node, method, more) {
   };
 }
 
+const SETTLED = 100; // ms after which the page has drawn what it was told
+
+const isOurs = (node) => !!node.comfyClass?.startsWith("VFT");
+
+/** What an `executed` message brought for a node. */
+function show(node, output) {
+  if (output.vft_grid) noteGrid(node, output.vft_grid[0]);
+  if (output.text) showResult(node, [output.text].flat().join("\n"));
+}
+
 app.registerExtension({
   name: "VideoFlexTok",
 
@@ -27,16 +37,28 @@ app.registerExtension({
     window.addEventListener("drop", openDropped, { capture: true });
   },
 
+  // Undo and a change of tabs make all nodes anew; the page has kept what they had given out.
+  afterConfigureGraph() {
+    setTimeout(() => {
+      for (const node of app.graph.nodes) {
+        const output = app.nodeOutputs?.[node.id];
+        if (isOurs(node) && output) show(node, output);
+      }
+      refreshBudgets();
+      if (!app.extensionManager.setting.get("Comfy.VueNodes.Enabled")) return;
+      setTimeout(() => app.graph.nodes.filter(isOurs).forEach(replaceFormer), SETTLED);
+    });
+  },
+
   nodeCreated(node) {
-    if (!node.comfyClass?.startsWith("VFT")) return;
+    if (!isOurs(node)) return;
     if (node.comfyClass === "VFTLoadTokens") {
       addUpload(node);
       panelOf(node); // now: Nodes 2.0 of 2025 draws none that comes after a changed list of files
     }
     if (BUDGET_NODES.includes(node.comfyClass)) addBudget(node);
     after(node, "onExecuted", (output) => {
-      if (output?.vft_grid) noteGrid(node, output.vft_grid[0]);
-      if (output?.text) showResult(node, [output.text].flat().join("\n"));
+      if (output) show(node, output);
       refreshBudgets();
     });
     after(node, "onConfigure", refreshBudgets);
