@@ -153,6 +153,14 @@ def test_every_node_has_a_help_page(comfy: ComfyUI) -> None:
         assert page.startswith("#"), name
 
 
+def test_translations_are_served(comfy: ComfyUI) -> None:
+    served = comfy.get("/i18n")
+    languages = [folder.name for folder in (ROOT / "locales").iterdir()]
+    assert languages
+    for language in languages:
+        assert set(our_nodes(comfy)) <= set(served[language]["nodeDefs"]), language
+
+
 def test_scripts_are_served(comfy: ComfyUI) -> None:
     ours = [path for path in comfy.get("/extensions") if PACK_NAME in path]
     assert len(ours) == len(list((ROOT / "vft_nodes" / "web").rglob("*.js")))
