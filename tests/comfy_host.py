@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -97,6 +98,11 @@ class VideoFromFile(Video):
         if isinstance(self.file, bytesio.BytesIO):
             self.file.seek(0)
         return self.file
+
+    def get_duration(self) -> float:
+        with av.open(self.get_stream_source()) as container:
+            assert container.duration is not None
+            return container.duration / av.time_base  # of the longest stream
 
     def get_components(self) -> VideoComponents:
         assert isinstance(self.file, str)

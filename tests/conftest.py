@@ -76,11 +76,11 @@ def moving_picture(frames: int, height: int, width: int) -> np.ndarray:
     ).astype(np.uint8)
 
 
-def add_sound(clip: Path, out: Path) -> Path:
-    """The same video with a tone beside it (AAC)."""
+def add_sound(clip: Path, out: Path, longer: float = 0) -> Path:
+    """The same video with a tone beside it (AAC), which may go on for some seconds more."""
     with av.open(str(clip)) as source, av.open(str(out), "w") as target:
         picture: Any = source.streams.video[0]
-        seconds = float(picture.duration * picture.time_base)
+        seconds = float(picture.duration * picture.time_base) + longer
         video = target.add_stream_from_template(picture)
         sound: Any = target.add_stream("aac", rate=44100, layout="mono")
         for packet in source.demux(picture):

@@ -179,6 +179,22 @@ def test_a_prior_without_words_of_its_own_asks_for_clip(made: Made, umt5_prior: 
     assert "takes captions, not classes" in told
 
 
+def test_no_prompt_is_no_caption_whatever_encodes_it(made: Made, umt5_prior: Any) -> None:
+    """An empty prompt through a text encoder was taken for a caption of one end token."""
+
+    class Ends(Clip):
+        def tokenize(self, text: str) -> list[str]:
+            return [*text.split(), "</s>"]
+
+    Ends.dim = 24
+    run = {"prior": umt5_prior, "budget": 2}
+    alone = made.host.results("VFTTextToTokens", **run, prompt="")
+    empty = made.host.results("VFTTextToTokens", **run, prompt=" ", clip=Ends())
+    words = made.host.results("VFTTextToTokens", **run, prompt="a ball", clip=Ends())
+    assert torch.equal(empty.ids, alone.ids)
+    assert not torch.equal(words.ids, alone.ids)
+
+
 def test_a_prior_with_words_of_its_own_takes_no_clip(made: Made) -> None:
     told = refused(made, "VFTTextToTokens", prior=made.prior, prompt="a ball", clip=Clip())
     assert "reads the prompt itself" in told

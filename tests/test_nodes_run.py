@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from comfy_world import Made, VideoFromFile
-from conftest import moving_picture
+from conftest import add_sound, moving_picture
 
 from vft_lib.video_out import write_video
 
@@ -58,12 +58,14 @@ def test_encode_takes_a_video_in_memory_and_a_trimmed_one(made: Made, tmp_path: 
     write_video(path, moving_picture(24, 64, 64), 8)
     whole = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=VideoFromFile(str(path)))
     memory = VideoFromFile(io.BytesIO(path.read_bytes()))
-    memory.get_duration = lambda: 3.0  # type: ignore[method-assign]
     tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=memory)
     assert torch.equal(tokens.ids, whole.ids)
 
     class Trimmed(VideoFromFile):
         """The first second of its file."""
+
+        def get_duration(self) -> float:
+            return 1.0
 
         def get_components(self) -> Any:
             parts = super().get_components()
@@ -71,6 +73,19 @@ def test_encode_takes_a_video_in_memory_and_a_trimmed_one(made: Made, tmp_path: 
 
     tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=Trimmed(str(path)))
     assert tokens.frames == 8
+
+
+def test_a_file_whose_sound_is_longer_is_still_read_a_few_frames_at_a_time(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for a trimmed clip, and read into memory as a whole."""
+    write_video(tmp_path / "mute.mp4", moving_picture(24, 64, 64), 8)
+    path = add_sound(tmp_path / "mute.mp4", tmp_path / "a.mp4", longer=0.4)
+    video = VideoFromFile(str(path))
+    assert video.get_duration() > 3.3
+    monkeypatch.setattr(video, "get_components", lambda: pytest.fail("read as a whole"))
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=video)
+    assert tokens.frames == 24
 
 
 def test_truncate_counts_in_four_ways(made: Made) -> None:

@@ -252,8 +252,8 @@ def test_the_workflow_runs(execute: Any, name: str) -> None:
         assert (edited[0].reshape(-1, 3).argmax(1) == 2).sum() > 100, "a blue square"
 
 
-@pytest.mark.parametrize("path", OLD)
-def test_workflows_of_every_release_are_still_accepted(execute: Any, path: Any) -> None:
+@pytest.mark.parametrize("path", BOTH)
+def test_workflows_of_every_release_are_accepted(execute: Any, path: Any) -> None:
     execute.check(to_api(read(path)))
 
 

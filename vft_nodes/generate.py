@@ -76,7 +76,7 @@ def _words(prior: LoadedPrior, prompt: str, clip: Any, conditioning: Any) -> dic
     """What the prior's `generate` and `refine` take for a prompt: its own text encoder's caption,
     or text states from elsewhere."""
     c = prior.model.config
-    if conditioning is None and clip is not None:
+    if conditioning is None and clip is not None and prompt.strip():  # else no caption at all
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     if conditioning is not None:
         if prior.model.text is not None:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..vft_lib import VftError
-from ..vft_lib.video_in import probe
 from . import host
 
+SHORTEST = 1e-3  # seconds; a clip that is cut by less than that is whole
 IN_MEMORY = 1 << 29  # bytes of frames; more of them lie in a file that is mapped into memory
 
 
@@ -84,7 +84,7 @@ def make_video(images: Tensor, fps: float, audio: Any = None) -> Any:
 def video_file(video: Any) -> Path | None:
     """The file behind a VIDEO, to be read a frame at a time; None if it has none, or shows only a
     part of it."""
-    from comfy_api.latest import Input
+    from comfy_api.latest import Input, InputImpl
 
     if type(video).get_stream_source is Input.Video.get_stream_source:
         return None  # made from frames: they are in memory already
@@ -95,10 +95,9 @@ def video_file(video: Any) -> Path | None:
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".video", delete=False) as f:
             f.write(source.getbuffer())
         source = f.name
-    path = Path(source)
-    info = probe(path)
-    trimmed = info.duration is not None and abs(video.get_duration() - info.duration) > 1 / info.fps
-    return None if trimmed else path
+    # Both durations are ComfyUI's, which may count sound that goes on behind the last picture.
+    whole = InputImpl.VideoFromFile(source).get_duration()
+    return None if abs(video.get_duration() - whole) > SHORTEST else Path(source)
 
 
 def resampled(images: Tensor, rate: float, fps: float) -> Iterator[np.ndarray]:
