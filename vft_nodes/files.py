@@ -58,8 +58,8 @@ class SaveTokens(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "VFTSaveTokens", "VFT Save Tokens",
-            description="Writes a .vft file: a few hundred bytes to share. It carries the "
-            "workflow, as images do. Drop it on the canvas to load it.",
+            description="Writes a .vft file to share: the tokens, a few hundred bytes, and the "
+            "workflow with them, as in images. Drop it on the canvas to load it.",
             search_aliases=["videoflextok save", "export tokens"],
             is_output_node=True,
             inputs=[
