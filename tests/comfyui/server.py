@@ -67,9 +67,11 @@ class ComfyUI:
 
     def __init__(self, checkout: Path, python: Path, base: Path, pack: Path) -> None:
         self.checkout, self.python, self.base = checkout.resolve(), python, base
-        for name in ("custom_nodes", "input", "output", "temp", "user", "models", "home"):
+        for name in ("custom_nodes", "input", "output", "temp", "user", "models", "home", "extra"):
             (base / name).mkdir(parents=True, exist_ok=True)
         (base / "custom_nodes" / PACK_NAME).symlink_to(pack.resolve(), target_is_directory=True)
+        paths = f"elsewhere:\n  base_path: {base}\n  videoflextok: extra\n"
+        (base / "extra_model_paths.yaml").write_text(paths)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -81,6 +83,7 @@ class ComfyUI:
         command += ["--listen", "127.0.0.1", "--port", str(self.port)]
         command += ["--base-directory", str(self.base), "--temp-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{self.base}/user/comfyui.db"]
+        command += ["--extra-model-paths-config", str(self.base / "extra_model_paths.yaml")]
         # Caches of models would go to the home directory. Large blocks get memory maps of their
         # own, which go back to the system when freed: the process' size tells what it holds.
         changes = {"HOME": str(self.base / "home"), "MALLOC_MMAP_THRESHOLD_": "262144"}
