@@ -49,6 +49,7 @@ def main(names: list[str]) -> None:
                 app.run(600)
             app.page.wait_for_timeout(2000)  # videos load
             app.fit()
+            app.page.wait_for_timeout(1500)  # their controls take their places
             save(app.page.screenshot(), OUT / f"{path.stem}.png")
         app.close()
         browser.close()
