@@ -17,11 +17,13 @@ from vft_lib.cli import main
 from vft_lib.errors import VftError
 from vft_lib.prior import Prior
 from vft_lib.tokenizer import Tokenizer
-from vft_lib.train import classifier as judge
+from vft_lib.train import classifier, outline
 from vft_lib.train.data import to_video
+from vft_lib.train.judge import Judge, labels_of, pixels_of
 from vft_lib.train.loop import Schedule, train
 from vft_lib.train.presets import PRESETS
 from vft_lib.train.prior_card import _written
+from vft_lib.train.run_clips import decoded_video, run_clips
 from vft_lib.train.tokenizer import encode_dataset
 
 CPU = torch.device("cpu")
@@ -50,26 +52,28 @@ def test_the_classifier_reads_colours_of_clips_it_has_not_seen(tmp_path: Path) -
     scenes = [world.draw_scene(seed) for seed in range(360)]
     video = to_video([s.render(17, 32) for s in scenes])
     latents = F.adaptive_avg_pool3d(video, (5, 8, 8)).half()
-    labels = judge.labels_of(scenes)
+    labels = labels_of(scenes)
     seen = {name: y[:280] for name, y in labels.items()}
     unseen = {name: y[280:] for name, y in labels.items()}
     nothing = {name: y[:0] for name, y in labels.items()}
     schedule = Schedule(100, 32, lr=2e-3, matrix_lr=4e-3, warmup=10, ema=0.9)
-    recipe = judge.ClassifierRecipe("none", schedule, widths=(32, 32), noise=0.05)
+    recipe = classifier.ClassifierRecipe("none", schedule, widths=(32, 32), noise=0.05)
     torch.manual_seed(0)
-    task = judge.ClassifierTask(recipe, latents[:280], seen, latents[:0], nothing)
-    before = judge.accuracy(task.classifier.eval(), latents[280:], unseen)
+    task = classifier.ClassifierTask(recipe, latents[:280], seen, latents[:0], nothing)
+    judge = Judge(task.classifier.eval(), outline.Outline((8, 8, 8)), {})
+    before = judge.accuracy(unseen, latents[280:])
     weights = train(task, schedule, tmp_path, device=CPU, dtype=torch.float32)
     task.load_state_dict(weights)
-    after = judge.accuracy(task.classifier.eval(), latents[280:], unseen)
+    task.eval()
+    after = judge.accuracy(unseen, latents[280:])
     assert before["color"] < 0.25
     assert after["color"] > 0.4, "chance is 0.1"
-    assert after["all"] <= min(after["color"], after["shape"], after["motion"])
+    assert set(after) == {"color", "motion"}, "latents tell no shapes"
 
 
 def test_moved_clips_keep_their_pixels() -> None:
     x = torch.randn(40, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    moved = judge._moved(x, torch.Generator().manual_seed(1))
+    moved = classifier._moved(x, torch.Generator().manual_seed(1))
     assert moved.shape == x.shape
     wide = F.pad(x.flatten(1, 2), (1, 1, 1, 1), mode="replicate").unflatten(1, (2, 3))
     places = set()
@@ -83,6 +87,35 @@ def test_moved_clips_keep_their_pixels() -> None:
     assert len(places) == 9
 
 
+def test_pictures_are_every_second_one_the_autoencoder_decodes(tiny_tokenizer: Tokenizer) -> None:
+    c = tiny_tokenizer.config
+    latents = torch.randn(9, *c.latent_shape, generator=torch.Generator().manual_seed(0))
+    video = decoded_video(tiny_tokenizer, latents, torch.float32)
+    with torch.no_grad():
+        whole = tiny_tokenizer.vae.decode(latents).clamp(-1, 1)
+    assert video.shape == (9, 3, (c.chunk_frames + 1) // 2, c.size, c.size)
+    assert torch.allclose(video.float(), whole[:, :, ::2], atol=2e-3)
+    few = decoded_video(tiny_tokenizer, latents[:, :, :3], torch.float32)
+    assert torch.allclose(few.float(), video[:, :, :5].float(), atol=2e-3), "causal in time"
+
+
+def test_all_three_are_right_at_once_or_not_at_all() -> None:
+    scenes = [world.draw_scene(seed) for seed in range(6)]
+    torch.manual_seed(0)
+    judge = Judge(classifier.Classifier((2, 5, 4, 4)).eval(), outline.Outline((8, 8, 8)), {})
+    latents, video = torch.randn(6, 2, 5, 4, 4), pixels_of(scenes, 5, 64)
+    read = judge.read(latents, video)
+    assert judge.accuracy(read, latents, video)["all"] == 1
+    labels = {name: x.clone() for name, x in read.items()}
+    labels["color"][0] += 1
+    labels["shape"][1] += 1
+    labels["motion"][1] += 1
+    found = judge.accuracy(labels, latents, video)
+    assert found["color"] == found["shape"] == found["motion"] == round(5 / 6, 4)
+    assert found["all"] == round(4 / 6, 4)
+    assert judge.accuracy(labels, video=video) == {"shape": found["shape"]}
+
+
 def test_small_budgets_are_the_first_ids_of_large_ones(prior: Prior) -> None:
     captions = ["a red ball spins", "a blue star moves up", "a green ring grows"]
     scales = {1: 2.0, 2: 1.0, 4: 2.0}
@@ -93,7 +126,7 @@ def test_small_budgets_are_the_first_ids_of_large_ones(prior: Prior) -> None:
 
 
 def test_clips_that_the_seeds_do_not_draw_are_refused(run: Path, tiny_tokenizer: Tokenizer) -> None:
-    latents, scenes = judge.run_clips(
+    latents, scenes = run_clips(
         TINY.tokenizer, None, run, tiny_tokenizer, torch.bfloat16
     )  # fmt: skip
     assert len(latents) == len(scenes) == 64
@@ -101,7 +134,7 @@ def test_clips_that_the_seeds_do_not_draw_are_refused(run: Path, tiny_tokenizer:
         TINY.tokenizer, schedule=dataclasses.replace(TINY.tokenizer.schedule, seed=5)
     )
     with pytest.raises(VftError, match="not those drawn now"):
-        judge.run_clips(other, None, run, tiny_tokenizer, torch.bfloat16)
+        run_clips(other, None, run, tiny_tokenizer, torch.bfloat16)
 
 
 def test_card_of_a_run_folder(
@@ -118,14 +151,16 @@ def test_card_of_a_run_folder(
     card = run / "prior-card"
     results = json.loads((card / "results.json").read_text())
     assert results["clips"] == 4
-    assert results["classifier"]["clips"] == 62, "two of 64 are held out"
+    assert results["judge"]["classifier"]["clips"] == 62, "two of 64 are held out"
+    assert results["judge"]["outline"]["clips"] == 62
     assert results["chance"]["motion"] == 1 / 16
     budgets = ["1", "2", "4", "8"]
     for source in ("reconstructed", "caption"):
         assert list(results[source]) == budgets
     assert list(results["class"]) == ["1", "4", "8"]
     shares = [v for row in results["caption"].values() for v in row.values()]
-    assert all(0 <= v <= 1 for v in [*shares, *results["real"].values()])
+    assert all(0 <= v <= 1 for v in [*shares, *results["autoencoder"].values()])
+    assert set(results["real"]) == {"shape"}
     assert set(results["caption"]["1"]) == {"color", "shape", "motion", "all"}
     assert set(results["bits_per_id"]) == {"caption", "class", "nothing"}
     # a random prior spreads its guesses: about log2 64,000 bits
@@ -138,13 +173,14 @@ def test_card_of_a_run_folder(
     with Image.open(card / "sheet.png") as sheet:
         assert sheet.width > 800
 
-    weights = (run / "classifier.safetensors").stat().st_mtime_ns
+    kept = [run / "classifier.safetensors", run / "outline.safetensors"]
+    weights = [path.stat().st_mtime_ns for path in kept]
     assert main([*command, "--out", str(run)]) == 0
     again = json.loads((card / "results.json").read_text())
-    assert (run / "classifier.safetensors").stat().st_mtime_ns == weights, "trained once"
-    assert "is reused" in capsys.readouterr().err
+    assert [path.stat().st_mtime_ns for path in kept] == weights, "trained once"
+    assert capsys.readouterr().err.count("is reused") == 2
     assert "sweep" not in again
-    for key in ("real", "reconstructed", "caption", "class", "bits_per_id", "classifier"):
+    for key in ("real", "autoencoder", "reconstructed", "caption", "class", "bits_per_id", "judge"):
         assert again[key] == results[key]
 
     assert main([*command, "--out", str(tmp_path)]) == 2

@@ -91,6 +91,12 @@ class App:
         )  # fmt: skip
         self.page.wait_for_load_state("networkidle")
 
+    def close(self) -> None:
+        self.page.close()
+        self.server.stop()
+        for file in self.server.uploads:  # other tests look at that folder too
+            file.unlink()
+
     def _console(self, message: Any) -> None:
         if message.type == "error" and not message.text.startswith("Failed to load resource"):
             self.problems.append(message.text)
@@ -111,6 +117,16 @@ class App:
         """What the page would send to be executed, without the titles."""
         output: dict[str, Any] = self.js("async () => (await app.graphToPrompt()).output")
         return {n: {k: v for k, v in node.items() if k != "_meta"} for n, node in output.items()}
+
+    def run(self, seconds: int = 120) -> None:
+        """Press Run and wait until all nodes have run."""
+        finished = self.server.finished
+        self.js("() => app.queuePrompt(0)")
+        for _ in range(2 * seconds):
+            self.page.wait_for_timeout(500)
+            if self.server.finished > finished:
+                return
+        raise TimeoutError(f"the run took more than {seconds} s")
 
     def missing(self) -> list[str]:
         return self.js(
@@ -146,15 +162,12 @@ class App:
         self.page.screenshot(path=ARTEFACTS / f"{name}.{kind}.png")
 
 
-@pytest.fixture(scope="package", params=["legacy", "nodes2"])
-def opened_app(
-    request: pytest.FixtureRequest, requirements: None, host: Any, browser: Any
-) -> Iterator[App]:
+def open_app(browser: Any, host: Any, nodes2: bool) -> App:
+    """The front end in a page, on a server of its own."""
     import comfyui_frontend_package
 
     from browser.page_server import Server
 
-    nodes2 = request.param == "nodes2"
     object_info = core_nodes()
     for name, node in host.nodes.items():
         object_info[name] = node.GET_NODE_INFO_V1() | {"python_module": "custom_nodes.videoflextok"}
@@ -162,21 +175,23 @@ def opened_app(
         "Comfy.VueNodes.Enabled": nodes2, "Comfy.TutorialCompleted": True,
         "Comfy.Minimap.Visible": False, "Comfy.Workflow.ShowMissingNodesWarning": False,
         "Comfy.Workflow.ShowMissingModelsWarning": False,
+        "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # words on screenshots of large graphs too
     }  # fmt: skip
     # The front end to test with; another than the installed one for a check by hand.
     static = Path(
         os.environ.get("VFT_FRONTEND")
         or Path(str(comfyui_frontend_package.__file__)).parent / "static"
     )
-    server = Server(static, host.nodes, object_info, host.base / "input", settings).start()
-    try:
-        found = App(browser, server, nodes2)
-        yield found
-        found.page.close()
-    finally:
-        server.stop()
-        for file in server.uploads:  # other tests look at that folder too
-            file.unlink()
+    return App(browser, Server(static, host, object_info, settings).start(), nodes2)
+
+
+@pytest.fixture(scope="package", params=["legacy", "nodes2"])
+def opened_app(
+    request: pytest.FixtureRequest, requirements: None, host: Any, browser: Any
+) -> Iterator[App]:
+    found = open_app(browser, host, request.param == "nodes2")
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A small server that the real ComfyUI front end can live with: our extension, our nodes' real
-schemas, and the HTTP and websocket messages that the page asks for. Prompts of our own nodes that
-need no model are really executed; nothing else is.
+schemas, and the HTTP and websocket messages that the page asks for. Prompts are really executed,
+with the core nodes of comfy_host.py.
 
 It runs in a thread of its own, so that tests can drive the browser synchronously.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,16 @@ EMPTY_OBJECTS = ("workflow_templates", "global_subgraphs", "internal/folder_path
 
 
 class Server:
-    """`settings` are the page's own ("Comfy.VueNodes.Enabled", …); `nodes` node id -> class;
-    `object_info` what /object_info answers; uploads go to `input_folder`."""
+    """`static` is the front end's folder, `host` a comfy_host.Host, `object_info` what /object_info
+    answers, `settings` the page's own ("Comfy.VueNodes.Enabled", …)."""
 
     def __init__(
-        self, static: Path, nodes: Mapping[str, Any], object_info: Mapping[str, Any],
-        input_folder: Path, settings: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
-        self.static, self.nodes, self.input_folder = static, nodes, input_folder
-        self.object_info, self.settings = dict(object_info), settings or {}
+        self, static: Path, host: Any, object_info: dict[str, Any], settings: dict[str, Any]
+    ) -> None:
+        self.static, self.host, self.object_info = static, host, object_info
+        self.settings = settings
         self.prompts: list[dict[str, Any]] = []
+        self.finished = 0  # of them
         self.uploads: list[Path] = []
         self.unknown: list[str] = []  # requests that nothing answers
         self.url = ""
@@ -110,6 +109,7 @@ class Server:
             ("GET", "/prompt", _answer({"exec_info": {"queue_remaining": 0}})),
             ("POST", "/prompt", self._prompt),
             ("POST", "/upload/image", self._upload),
+            ("GET", "/view", self._view),
         ]
 
     async def _settings(self, _: web.Request) -> web.Response:
@@ -124,12 +124,17 @@ class Server:
         form = await request.post()
         image = form["image"]
         assert isinstance(image, web.FileField)
-        folder = self.input_folder / str(form.get("subfolder", ""))
+        folder = self.host.base / "input" / str(form.get("subfolder", ""))
         folder.mkdir(parents=True, exist_ok=True)
         self.uploads.append(folder / image.filename)
         self.uploads[-1].write_bytes(image.file.read())
         answer = {"name": image.filename, "subfolder": str(form.get("subfolder", ""))}
         return web.json_response({**answer, "type": str(form.get("type", "input"))})
+
+    async def _view(self, request: web.Request) -> web.StreamResponse:
+        q = request.query
+        folder = self.host.base / q.get("type", "output") / q.get("subfolder", "")
+        return web.FileResponse(folder / q["filename"])
 
     async def _websocket(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse()
@@ -164,11 +169,11 @@ class Server:
         body = await request.json()
         self.prompts.append(body)
         name = f"prompt-{len(self.prompts)}"
-        self._run = asyncio.ensure_future(self._execute(name, body["prompt"]))
+        self._task = asyncio.ensure_future(self._execute(name, body["prompt"]))
         return web.json_response({"prompt_id": name, "number": 1, "node_errors": {}})
 
     async def _execute(self, name: str, prompt: dict[str, Any]) -> None:
-        """Our nodes, each after those it depends on, and the messages of a run."""
+        """All nodes, each after those it depends on, and the messages of a run."""
         done: dict[str, Any] = {}
 
         async def result(node: str) -> Any:
@@ -180,10 +185,10 @@ class Server:
                 }
                 at = {"node": node, "display_node": node, "prompt_id": name}
                 await self._send("executing", at)
-                cls = self.nodes[entry["class_type"]].PREPARE_CLASS_CLONE(None)
-                output = cls.EXECUTE_NORMALIZED(**values)
-                await self._send("executed", {**at, "output": output.ui})
-                done[node] = output.result
+                output = await asyncio.to_thread(self._result, node, entry["class_type"], values)
+                if output[1]:
+                    await self._send("executed", {**at, "output": output[1]})
+                done[node] = output[0]
             return done[node]
 
         await self._send("execution_start", {"prompt_id": name, "timestamp": 0})
@@ -191,6 +196,22 @@ class Server:
             await result(node)
         await self._send("execution_success", {"prompt_id": name, "timestamp": 1})
         await self._send("executing", {"node": None, "prompt_id": name})
+        self.finished += 1
+
+    def _result(self, node: str, kind: str, values: dict[str, Any]) -> tuple[Any, Any]:
+        """A node's results, and what its `executed` message says."""
+        from comfy_host import CORE
+
+        if kind not in CORE:
+            output = self.host.run(kind, unique_id=node, **values)
+            return output.result, output.ui
+        results = CORE[kind](**values)
+        if kind == "SaveVideo":
+            path = results[0].relative_to(self.host.base / "output")
+            file = {"filename": path.name, "subfolder": str(path.parent), "type": "output"}
+            return results, {"images": [file], "animated": [True]}
+        shown = {"PreviewImage": "images", "PreviewAny": "text"}.get(kind)
+        return results, {shown: results[0] if shown == "images" else results} if shown else None
 
 
 def _answer(value: Any) -> Any:

@@ -35,3 +35,20 @@ def test_it_opens_whole_and_sends_the_stored_prompt(app: Any, path: Any) -> None
 
 def test_there_are_workflows() -> None:
     assert WORKFLOWS
+
+
+def test_one_runs_and_shows_what_came_out(app: Any) -> None:
+    """The whole way, with the default tokenizer: the page's prompt, our nodes, the page again."""
+    path = PACK_ROOT / "workflows" / "01_reconstruct_at_any_budget.json"
+    app.open(json.loads(path.read_text("utf-8")), "run")
+    app.fit()
+    app.run()
+    app.page.locator("video").nth(1).wait_for()
+    results = app.page.locator(".vft-result").all_inner_texts()
+    assert sum("8 per latent frame · 72 tokens · 144 B" in r for r in results) == 2
+    assert any("16 per latent frame · 144 tokens" in r for r in results)
+    assert "vft-nano · 64 px, 16 tokens per latent frame, 8 fps" in "".join(results)
+    heights = app.js("() => app.graph.nodes.map((n) => n.size[1])")
+    assert max(heights) < 450  # no node has grown by more than its lines of text
+    app.fit()
+    app.screenshot("run")

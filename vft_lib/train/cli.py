@@ -49,7 +49,7 @@ def add_train_parser(subparsers: Any) -> None:
             p.add_argument("--tokenizer", default="default", help="default, or a file")
             p.add_argument("--prior", default="default", help="default, or a file")
             p.add_argument("--clips", type=int, default=96, help="held-out clips of each kind")
-            p.add_argument("--steps", type=int, help="of the classifier's training")
+            p.add_argument("--steps", type=int, help="of the judge's training")
             p.add_argument(
                 "--sweep", type=int, nargs="*", metavar="K",
                 help="guidance scales tried at these budgets (none named: a quarter of all)",

@@ -1,14 +1,13 @@
 """The measurements of the prior's model card: does the video show what the caption says?
 
-A classifier that was trained on clips of the procedural world reads colour, shape and motion from
-generated ones. It looks at latents: those that the tokenizer's flow decoder hands to the video
-autoencoder, so nothing is decoded to pixels and encoded again.
+A judge that was trained on clips of the procedural world reads colour, shape and motion from
+generated ones. Colour and motion it reads from latents, those that the tokenizer's flow decoder
+hands to the video autoencoder, and shapes from the pixels that the autoencoder makes of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import textwrap
@@ -31,19 +30,12 @@ from ..loading import load_prior, load_tokenizer
 from ..prior import Prior
 from ..tokenizer import Tokenizer
 from ..tokens import Tokens
-from .classifier import (
-    ClassifierRecipe,
-    accuracy,
-    autocast,
-    decoded_latents,
-    encode_scenes,
-    labels_of,
-    trained_classifier,
-)
 from .data import HELD_OUT_SEEDS, RealClips
+from .judge import labels_of, pixels_of, trained_judge
 from .presets import Preset
 from .prior import ids_of_latents
 from .probe import LABELS
+from .run_clips import decoded_latents, decoded_video, encode_scenes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -56,21 +48,16 @@ def write_prior_card(
     preset: Preset, real: RealClips | None, device: torch.device, args: argparse.Namespace
 ) -> None:
     """Measure, print the tables, and write results.json, table.md and sheet.png into
-    `args.out/prior-card`. The classifier is kept in `args.out`."""
+    `args.out/prior-card`. The judge is kept in `args.out`."""
     began = time.perf_counter()
     dtype = getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=torch.float32)
     prior = load_prior(args.prior, device=device, dtype=torch.float32).bind(tokenizer)
     c = tokenizer.config
     _check(prior, args)
-    recipe = ClassifierRecipe(tokenizer.fingerprint)
-    if args.steps is not None:
-        schedule = dataclasses.replace(recipe.schedule, steps=args.steps)
-        recipe = dataclasses.replace(recipe, schedule=schedule)
-    classifier, facts = trained_classifier(
-        recipe, preset.tokenizer, real, args.out, tokenizer, dtype
-    )
-    _say(began, f"classifier ready, on held-out clips of the run: {facts['run_held_out']}")
+    judge = trained_judge(args.steps, preset.tokenizer, real, args.out, tokenizer, dtype)
+    for name, facts in judge.facts.items():
+        _say(began, f"{name} ready, on held-out clips of the run: {facts['run_held_out']}")
 
     scenes = [world.draw_scene(s) for s in HELD_OUT_SEEDS[: args.clips]]
     labels = labels_of(scenes)
@@ -85,17 +72,21 @@ def write_prior_card(
             "prior_guidance": {k: prior.config.guidance_for(k) for k in c.budgets},
             "temperature": 1.0,
         },
-        "classifier": facts | {"reads": "latents of the flow decoder, before the autoencoder"},
+        "judge": judge.facts,
         "chance": _chance(),
-        "real": accuracy(classifier, latents, labels),
+        "real": judge.accuracy(labels, video=pixels_of(scenes, c.chunk_frames, c.size)),
+        "autoencoder": judge.accuracy(labels, latents, decoded_video(tokenizer, latents, dtype)),
     }  # fmt: skip
+    _say(began, f"the clips: {results['real']}, autoencoder: {results['autoencoder']}")
 
     def read(of: dict[int, Tensor], title: str) -> tuple[dict[int, Any], dict[int, Tensor]]:
-        """Accuracy and latents by budget, of ids by budget."""
-        shown = {
-            k: decoded_latents(tokenizer, x, dtype, desc=f"{title}, k = {k}") for k, x in of.items()
-        }
-        rows = {k: accuracy(classifier, x, labels) for k, x in shown.items()}
+        """Accuracy and the first clips' pictures by budget, of ids by budget."""
+        rows, shown = {}, {}
+        for k, x in of.items():
+            made = decoded_latents(tokenizer, x, dtype, desc=f"{title}, k = {k}")
+            video = decoded_video(tokenizer, made, dtype)
+            rows[k] = judge.accuracy(labels, made, video)
+            shown[k] = video[:SHEET_CLIPS].float()
         _say(began, f"{title}: {rows}")
         return rows, shown
 
@@ -105,8 +96,10 @@ def write_prior_card(
     written = _written(prior, c.budgets, usual, caption=captions)
     results["caption"], shown = read(written, "from captions")
     some = [c.budgets[i] for i in (0, len(c.budgets) // 2, -1)]
-    by_class, _ = read(_written(prior, some, usual, class_name=motions), "from classes")
-    results["class"] = {k: {"motion": row["motion"]} for k, row in by_class.items()}
+    results["class"] = {}
+    for k, x in _written(prior, some, usual, class_name=motions).items():
+        made = decoded_latents(tokenizer, x, dtype, desc=f"from classes, k = {k}")
+        results["class"][k] = {"motion": judge.accuracy(labels, made)["motion"]}
     results["bits_per_id"] = _bits(prior, tokenizer, ids, captions, motions)
     for scale in SWEEP if args.sweep else ():
         # what has been measured at this guidance is not written again
@@ -125,12 +118,7 @@ def write_prior_card(
     text = "\n".join(tables(results)) + "\n"
     write_bytes(folder / "results.json", (json.dumps(results, indent=1) + "\n").encode())
     write_bytes(folder / "table.md", text.encode())
-    n, clips = min(SHEET_CLIPS, len(scenes)), {}
-    with torch.no_grad(), autocast(tokenizer, dtype):
-        for k in some:
-            video = tokenizer.vae.decode(shown[k][:n].to(device, tokenizer.dtype))
-            clips[k] = video.float().clamp(-1, 1).cpu()
-    save_sheet(folder / "sheet.png", captions[:n], clips)
+    save_sheet(folder / "sheet.png", captions[:SHEET_CLIPS], {k: shown[k] for k in some})
     _say(began, f"wrote {folder}")
     print(text)
 
@@ -209,35 +197,33 @@ def _bits(
 
 def tables(results: dict[str, Any]) -> Iterator[str]:
     """The results as Markdown."""
-    made, n = results["classifier"], results["clips"]
-    ks = list(results["caption"])
+    n, ks = results["clips"], list(results["caption"])
     heads = " | ".join(f"k = {k}" for k in ks)
-    chance, real = results["chance"], results["real"]
-    yield f"What a classifier reads from clips of {n} held-out worlds\n"
-    yield f"| | chance | the clip itself | {heads} |"
-    yield "|---|" + "---|" * (2 + len(ks))
+    chance = results["chance"]
+    yield f"What the judge reads from clips of {n} held-out worlds\n"
+    yield f"| | chance | the clip itself | through the autoencoder | {heads} |"
+    yield "|---|" + "---|" * (3 + len(ks))
     sources = (
         ("reconstructed", "decoded from its own tokens"), ("caption", "generated from its caption")
     )  # fmt: skip
     for label in ("color", "shape", "motion", "all"):
         name = {"color": "colour", "all": "all three"}.get(label, label)
         for source, words in sources:
-            ceiling = f"{real[label]:.0%}" if source == "reconstructed" else ""
-            row = " | ".join(f"{results[source][k][label]:.0%}" for k in ks)
-            yield f"| {name}, {words} | {chance[label]:.1%} | {ceiling} | {row} |"
+            ceilings = ["", ""]
+            if source == "reconstructed":
+                found = (results[of].get(label) for of in ("real", "autoencoder"))
+                ceilings = ["" if x is None else f"{x:.0%}" for x in found]
+            row = " | ".join([*ceilings, *(f"{results[source][k][label]:.0%}" for k in ks)])
+            yield f"| {name}, {words} | {chance[label]:.1%} | {row} |"
     by_class = results["class"]
     row = " | ".join(f"{by_class[k]['motion']:.0%}" if k in by_class else "" for k in ks)
-    yield f"| motion, generated from its class | {chance['motion']:.1%} | | {row} |"
+    yield f"| motion, generated from its class | {chance['motion']:.1%} |  |  | {row} |"
     yield ""
     guidance = results["sampling"]["prior_guidance"]
     scales = ", ".join(f"{scale:g} at k = {k}" for k, scale in guidance.items())
     yield (
-        f"The classifier ({made['parameters'] / 1e6:.2f} M parameters) was trained on "
-        f"{made['clips']:,} procedural training clips, {made['softened_share']:.0%} of its samples "
-        f"softened by {made['softened_by']} ({made['softened']:,} clips). It reads latents, as the "
-        "flow decoder hands them to the video autoencoder. Sampling: "
-        f"{results['sampling']['steps']} steps, guidance {results['sampling']['guidance']:g}; "
-        f"prior: temperature 1, guidance {scales}."
+        f"{_about(results['judge'])} Sampling: {results['sampling']['steps']} steps, guidance "
+        f"{results['sampling']['guidance']:g}; prior: temperature 1, guidance {scales}."
     )
     yield "\nBits per id of the held-out clips, mean of the first k registers (16 as stored)\n"
     yield f"| the prior is given | {heads} |"
@@ -251,6 +237,22 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
         for scale, r in rows.items():
             cells = " | ".join(f"{r[x]:.0%}" for x in ("color", "shape", "motion", "all"))
             yield f"| {scale} | {cells} |"
+
+
+def _about(facts: dict[str, dict[str, Any]]) -> str:
+    """What the judge is, for the card."""
+    made = {
+        name: f"{x['parameters'] / 1e6:.2f} M parameters, {x['clips']:,} procedural training clips,"
+        f" {x['softened_share']:.0%} of the samples from {x['softened']:,} softened ones"
+        for name, x in facts.items()
+    }
+    return (
+        "The judge is two networks. One reads colour and motion from latents, as the flow decoder "
+        f"hands them to the autoencoder ({made['classifier']}: decoded from their own tokens). "
+        "The other finds the main object in every second picture and reads the shape from its "
+        f"outline alone ({made['outline']}: through the autoencoder, every second one also decoded "
+        "from its own tokens)."
+    )
 
 
 def save_sheet(path: Path, captions: list[str], clips: dict[int, Tensor]) -> None:

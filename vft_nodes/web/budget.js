@@ -32,12 +32,14 @@ export function describe(by, budget, keepBits, grid, truncates) {
   let perFrame = budget;
   if (by !== PER_FRAME) {
     const most = by === "bytes" ? Math.floor(budget / 2) : budget;
-    if (!grid) return { text: `at most ${most.toLocaleString("en")} tokens · ${inBytes(2 * most)}` };
-    if (most < grid.latent_frames) {
-      const least = by === "bytes" ? inBytes(2 * grid.latent_frames) : `${grid.latent_frames} tokens`;
+    const tokens = `${most.toLocaleString("en")} tokens`;
+    if (!grid) return { text: `at most ${tokens} · ${inBytes(2 * most)}` };
+    const frames = grid.latent_frames;
+    if (most < frames) {
+      const least = by === "bytes" ? inBytes(2 * frames) : `${frames} tokens`;
       return { text: `too few: this clip needs at least ${least}`, warning: true };
     }
-    perFrame = Math.min(Math.floor(most / grid.latent_frames), grid.budget);
+    perFrame = Math.min(Math.floor(most / frames), grid.budget);
   }
   if (!grid) return { text: `${perFrame} per latent frame · ${inBytes(2 * perFrame)} each` };
   if (truncates && perFrame > grid.budget) {

@@ -2,7 +2,7 @@
 
 const COLOURS = { VFT_TOKENIZER: "#c9a2ff", VFT_PRIOR: "#ffb454", VFT_TOKENS: "#4fd6be" };
 
-/** Own colours for `canvas` and for Nodes 2.0, unless the user's colour palette names these types. */
+/** Our colours for `canvas` and for Nodes 2.0, unless the user's palette names these types. */
 export function colourSockets(canvas) {
   // A palette that is loaded later empties the entries of types it does not know: an empty entry
   // means ours.

@@ -66,7 +66,7 @@ export async function workflowIn(file) {
   }
 }
 
-/** A `drop` event: our files become Load Tokens nodes; with Shift, the workflow in one is opened. */
+/** A `drop` event: token files become Load Tokens nodes; with Shift the workflow in it opens. */
 export async function openDropped(event) {
   const files = [...(event.dataTransfer?.files ?? [])];
   if (!files.length || !files.every(isTokens)) return;
@@ -81,7 +81,9 @@ export async function openDropped(event) {
   }
   const graph = app.canvas.graph;
   const target = graph.getNodeOnPos(x, y);
-  if (target?.comfyClass === "VFTLoadTokens" && files.length === 1) return uploadTo(target, files[0]);
+  if (target?.comfyClass === "VFTLoadTokens" && files.length === 1) {
+    return uploadTo(target, files[0]);
+  }
   for (const [i, file] of files.entries()) {
     const node = LiteGraph.createNode("VFTLoadTokens");
     node.pos = [x + 30 * i, y + 30 * i];

@@ -17,8 +17,8 @@ export function incomingGrid(node, name) {
   const slot = node.graph ? node.findInputSlot(name) : -1; // a new node is in no graph yet
   const source = slot < 0 ? null : node.getInputNode(slot);
   if (!source) return undefined;
-  // A Reroute node hands on what it gets.
-  return source.type === "Reroute" ? incomingGrid(source, source.inputs[0].name) : grids.get(source);
+  if (source.type === "Reroute") return incomingGrid(source, source.inputs[0].name);
+  return grids.get(source);
 }
 
 // A 3D-grid tokenizer gives every latent frame one token per 16×16 pixels: the comparison of the

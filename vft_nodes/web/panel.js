@@ -3,8 +3,8 @@
 // `widgets_values` are those of the node's inputs.
 
 const STYLE = `
-.vft-panel { box-sizing: border-box; overflow: hidden auto; font: 11px/15px Inter, Arial, sans-serif;
-  color: var(--input-text, #ddd); width: 100%; }
+.vft-panel { box-sizing: border-box; width: 100%; overflow: hidden auto;
+  font: 11px/15px Inter, Arial, sans-serif; color: var(--input-text, #ddd); }
 .vft-panel .vft-content { padding: 2px 6px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .vft-panel .vft-chips { display: flex; gap: 3px; margin-bottom: 3px; }
 .vft-panel .vft-chips:empty { display: none; }
@@ -14,7 +14,8 @@ const STYLE = `
 .vft-panel .vft-chips button:hover { border-color: #c9a2ff; }
 .vft-panel .vft-chips button[aria-pressed="true"] { background: #6b46a8; color: #fff; }
 .vft-panel .vft-line.vft-warning { color: #ffb454; }
-.vft-panel .vft-result { color: var(--descrip-text, #999); user-select: text; }
+.vft-panel .vft-result { font-size: 10px; line-height: 14px; color: var(--descrip-text, #999);
+  user-select: text; }
 `;
 
 const MARGIN = 6; // px around the area on the legacy canvas
@@ -54,7 +55,8 @@ export function panelOf(node) {
   });
   widget.serialize = false; // not in the workflow
   const grow = () => {
-    if (!content.offsetHeight || content.offsetHeight === height) return; // 0: not on the page
+    // Until it has its place on the page it is narrow, and its text many lines high.
+    if (root.offsetWidth < node.size[0] / 2 || content.offsetHeight === height) return;
     height = content.offsetHeight;
     const [, needed] = node.computeSize();
     if (node.size[1] < needed) node.setSize([node.size[0], needed]);
