@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,24 @@ def made(host: Any) -> Any:
     from comfy_world import make
 
     return make(host)
+
+
+@pytest.fixture(scope="session")
+def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A running ComfyUI with the pack, the one that `make test-comfyui` was given."""
+    from comfyui.server import ComfyUI
+
+    python = os.environ.get("COMFYUI_PYTHON", "python3")
+    if os.sep in python:  # else a name to look up; no resolve(): a virtual environment is a link
+        python = str(Path(python).absolute())
+    checkout, pack = Path(os.environ["COMFYUI"]), Path(__file__).parent.parent
+    with ComfyUI(checkout, Path(python), tmp_path_factory.mktemp("comfyui"), pack) as server:
+        yield server
+
+
+@pytest.fixture
+def comfy(comfy_server: Any) -> Iterator[Any]:
+    """That ComfyUI; what it logs during a test that fails is shown."""
+    before = len(comfy_server.log)
+    yield comfy_server
+    print(comfy_server.log[before:])

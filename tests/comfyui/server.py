@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import struct
 import subprocess
 import time
 import urllib.error
@@ -15,43 +14,16 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from comfyui.messages import Run, read_binary, read_text
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 PACK_NAME = "videoflextok-nodes"  # the folder a registry installation makes
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-PREVIEW_WITH_METADATA = 4  # the kind of binary message that today's frontend asks for
-
-
-@dataclass
-class Run:
-    """One queued prompt, from its first message to its last."""
-
-    prompt_id: str
-    status: str = ""  # "success", "error" or "interrupted"
-    seconds: float = 0.0
-    executed: list[str] = field(default_factory=list)  # ids of the nodes that ran, in order
-    cached: list[str] = field(default_factory=list)  # ids of those that did not have to
-    progress: list[tuple[str, int, int]] = field(
-        default_factory=list
-    )  # node id, value, of how many
-    previews: list[tuple[str, bytes]] = field(default_factory=list)  # node id, JPEG or PNG file
-    error: dict[str, Any] = field(default_factory=dict)
-    refused: dict[str, Any] = field(default_factory=dict)  # by id of a node whose inputs are wrong
-    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by node id, from /history
-
-    def progress_of(self, node: str) -> list[float]:
-        """How far one node was, 0 to 1, message by message."""
-        return [value / total for which, value, total in self.progress if which == node]
-
-    def previews_of(self, node: str) -> list[bytes]:
-        """One node's previews."""
-        return [image for which, image in self.previews if which == node]
 
 
 class ComfyUI:
@@ -227,9 +199,9 @@ class ComfyUI:
                 while not run.status:
                     message = self._receive(channel, start + limit - time.monotonic())
                     if isinstance(message, bytes):
-                        _read_binary(run, message)
+                        read_binary(run, message)
                     else:
-                        _read_text(run, json.loads(message), on_progress)
+                        read_text(run, json.loads(message), on_progress)
             except TimeoutError:
                 self.interrupt()
                 raise TimeoutError(
@@ -254,30 +226,3 @@ class ComfyUI:
                 return dict(history[prompt_id]["outputs"])
             time.sleep(0.1)
         raise RuntimeError(f"prompt {prompt_id} is not in the history")
-
-
-def _read_text(
-    run: Run, message: dict[str, Any], on_progress: Callable[[str, int, int], None] | None
-) -> None:
-    kind, data = message["type"], message.get("data", {})
-    if data.get("prompt_id", run.prompt_id) != run.prompt_id:
-        return
-    if kind == "execution_cached":
-        run.cached += data["nodes"]
-    elif kind == "executing" and data["node"] is not None:
-        run.executed.append(data["node"])
-    elif kind == "progress":
-        step = (data["node"], int(data["value"]), int(data["max"]))
-        run.progress.append(step)
-        if on_progress:
-            on_progress(*step)
-    elif kind in ("execution_success", "execution_error", "execution_interrupted"):
-        run.status = kind.removeprefix("execution_")
-        run.error = data if kind == "execution_error" else {}
-
-
-def _read_binary(run: Run, message: bytes) -> None:
-    kind, length = struct.unpack_from(">II", message)
-    if kind == PREVIEW_WITH_METADATA:
-        metadata, image = json.loads(message[8 : 8 + length]), message[8 + length :]
-        run.previews.append((metadata["node_id"], image))
