@@ -135,7 +135,12 @@ class TimeDown(nn.Module):
 
 
 class TimeUp(nn.Module):
-    """Doubles time: every frame twice, then a learned mix of that and a causal convolution."""
+    """Doubles time: every frame twice, then a learned mix of that and a causal convolution.
+
+    Of the three frames under the kernel two are always the same one, so their weights are summed
+    first: over frames i-1 and i, (w0+w1, w2) makes frame 2i and (w0, w1+w2) frame 2i+1. Two thirds
+    of the work.
+    """
 
     def __init__(self, channels: int, ops: Any = nn) -> None:
         super().__init__()
@@ -143,13 +148,22 @@ class TimeUp(nn.Module):
         self.mix = nn.Parameter(torch.full((1,), 2.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.repeat_interleave(2, dim=1)
+        conv = self.conv.conv
+        w0, w1, w2 = conv.weight.float().unbind(2)  # (C, C, 3, 3) each
+        both = torch.cat([torch.stack([w0 + w1, w2], 2), torch.stack([w0, w1 + w2], 2)])
+        padded = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)).permute(0, 4, 1, 2, 3)  # (B, C, 1+T, H, W)
+        y = F.conv3d(padded, both.to(x), conv.bias.repeat(2).to(x), padding=(0, 1, 1))
+        y = y.permute(0, 2, 3, 4, 1).unflatten(4, (2, -1)).movedim(4, 2)  # (B, T, 2, H, W, C)
         a = torch.sigmoid(self.mix).to(x)
-        return a * x + (1 - a) * self.conv(x)
+        return (a * x[:, :, None] + (1 - a) * y).flatten(1, 2)
 
 
 class SpaceUp(nn.Module):
-    """Doubles space: nearest neighbour, then a 3x3 convolution."""
+    """Doubles space: nearest neighbour, then a 3x3 convolution.
+
+    Of the nine pixels under the kernel only four differ; with the weights of equal ones summed,
+    each of a pixel's four children takes a 2x2 convolution: four ninths of the work.
+    """
 
     def __init__(self, channels: int, ops: Any = nn) -> None:
         super().__init__()
@@ -157,8 +171,24 @@ class SpaceUp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, h, w, c = x.shape
-        x = x[:, :, :, None, :, None].expand(b, t, h, 2, w, 2, c)
-        return self.conv(x.reshape(b, t, 2 * h, 2 * w, c))
+        conv, flat = self.conv.conv, x.flatten(0, 1).permute(0, 3, 1, 2)  # (B·T, C, H, W)
+        y = x.new_empty(b * t, h, 2, w, 2, c)
+        for i in (0, 1):
+            rows = _summed(conv.weight.float(), 2, i)
+            for j in (0, 1):
+                kernel = _summed(rows, 3, j)
+                shifted = F.pad(flat, (1 - j, j, 1 - i, i))
+                y[:, :, i, :, j] = F.conv2d(
+                    shifted, kernel.to(x), conv.bias.to(x)
+                ).permute(0, 2, 3, 1)  # fmt: skip
+        return y.view(b, t, 2 * h, 2 * w, c)
+
+
+def _summed(weight: Tensor, dim: int, child: int) -> Tensor:
+    """Three taps on doubled pixels as two on single ones: (w0, w1+w2) for the first child of a
+    pixel, which sees its left neighbour, (w0+w1, w2) for the second, which sees its right."""
+    w0, w1, w2 = weight.unbind(dim)
+    return torch.stack([w0, w1 + w2] if child == 0 else [w0 + w1, w2], dim)
 
 
 class Level(nn.Module):
