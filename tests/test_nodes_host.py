@@ -258,3 +258,24 @@ def test_a_new_file_is_in_the_loaders_list_once_the_page_asks_again(made: Made) 
     save_tiny(made.host.models / "new.safetensors")
     schema = made.host.nodes["VFTLoadTokenizer"].GET_SCHEMA()
     assert "new.safetensors" in schema.inputs[0].options
+
+
+def test_a_preview_never_pushes_out_the_prior_at_work(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a small card loading the tokenizer alone would move the prior away between two ids."""
+    import comfy.model_management as mm
+
+    asked: list[list[Any]] = []
+    plain = mm.load_models_gpu
+
+    def watched(models: list[Any], **options: Any) -> None:
+        asked.append(list(models))
+        plain(models, **options)
+
+    monkeypatch.setattr(mm, "load_models_gpu", watched)
+    with made.previews() as shown:
+        made.host.results("VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=4)
+    assert len(shown) == 3  # at 1, 2 and 4 tokens per latent frame
+    assert len(asked) == 4
+    assert all(any(m is made.prior.patcher for m in models) for models in asked)
