@@ -1,4 +1,4 @@
-"""The README's pictures of the workflows: `cd tests && PYTHONPATH=.. python -m browser.screenshots`.
+"""The README's pictures: `cd tests && PYTHONPATH=.. python -m browser.screenshots`.
 
 Each workflow that needs nothing beyond the pack is really run first, so that its results show.
 Written to docs/screenshots in 256 colours: less than 100 kB each.
