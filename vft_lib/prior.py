@@ -24,7 +24,7 @@ from .prior_config import PriorConfig
 from .prior_network import Cache, Condition, PriorNetwork
 from .sampling import Sampler, guide
 from .text import TextEncoder, split_words
-from .tokenizer import Progress, Tokenizer
+from .tokenizer import Progress, Tokenizer, part_of
 from .tokens import Tokens
 from .umt5 import prepare_states
 
@@ -132,7 +132,7 @@ class Prior(nn.Module):
                 window = torch.cat([before[..., : tokens.budget], window[:, known:]], dim=1)
             done = self._write(
                 dataclasses.replace(tokens, ids=window), budget, captions, classes, states, mask,
-                guidance, sampler, _part(progress, i, len(windows)),
+                guidance, sampler, part_of(progress, i, len(windows)),
                 partial if len(windows) == 1 else None, before,
             )  # fmt: skip
             rows.append(done.ids[:, known:])
@@ -428,13 +428,6 @@ def _sampler(
     if len(seeds) != batch:
         raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
     return Sampler(seeds, temperature=temperature, top_k=top_k, top_p=top_p)
-
-
-def _part(progress: Progress | None, i: int, count: int) -> Progress | None:
-    """Progress of window i of `count` as that of the whole."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(i * total + done, count * total)
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str] | None:

@@ -134,7 +134,8 @@ def decode_file(
 def decode_frames(
     tokenizer: Tokenizer, tokens: Tokens, *, steps: int | None = None,
     guidance: float | None = None, seed: int = 0, first_frame: np.ndarray | None = None,
-    keep_bars: bool = False, low_memory: bool = False, progress: Progress | None = None,
+    keep_bars: bool = False, low_memory: bool = False,
+    progress: Callable[[int, int], None] | None = None,
     estimate: Estimate | None = None, on_chunk: Callable[[Tensor], None] | None = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Tokens of one clip -> its frames, uint8 `[H,W,3]`, one chunk in memory. `first_frame`: uint8

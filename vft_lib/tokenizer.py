@@ -253,7 +253,7 @@ class Tokenizer(nn.Module):
             patches = math.prod(noise.shape[2:]) // (t * math.prod(decoder.patch_size[1:]) * span)
             more = registers.shape[2] - short.shape[2]
             together = not low_memory and more <= ONE_BATCH * (patches + short.shape[2])
-            if together:
+            if together:  # merged alike: beyond the largest budget the null's slots are equal too
                 registers = torch.cat([registers, null[:, :, : registers.shape[2]]])
         # The same for all clips, so computed once; in parts, as it takes memory.
         times = schedule.asked()
@@ -437,3 +437,10 @@ def _offset(progress: Progress | None, done: int, total: int) -> Progress | None
     if progress is None:
         return None
     return lambda i, _: progress(done + i, total)
+
+
+def part_of(progress: Progress | None, i: int, count: int) -> Progress | None:
+    """Progress of part i of `count` equal ones as that of the whole."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(i * total + done, count * total)

@@ -100,13 +100,12 @@ def video_file(video: Any) -> Path | None:
     return None if abs(video.get_duration() - whole) > SHORTEST else Path(source)
 
 
-def resampled(images: Tensor, rate: float, fps: float) -> Iterator[np.ndarray]:
-    """Frames of an IMAGE that plays at `rate`, sampled at `fps`: what is on screen at i / fps."""
-    count = max(1, round(len(images) / rate * fps))
-    last = len(images) - 1
-    for i in range(count):
-        at = min(last, int(i / fps * rate + 1e-6))
-        yield from image_frames(images[at : at + 1])
+def resampled(images: Tensor, rate: float, fps: float) -> tuple[int, Iterator[np.ndarray]]:
+    """How many frames an IMAGE that plays at `rate` gives at `fps`, and the frames: what is on
+    screen at i / fps."""
+    count, last = max(1, round(len(images) / rate * fps)), len(images) - 1
+    shown = (min(last, int(i / fps * rate + 1e-6)) for i in range(count))
+    return count, (frame for at in shown for frame in image_frames(images[at : at + 1]))
 
 
 def store(frames: Iterable[np.ndarray], count: int) -> Tensor:

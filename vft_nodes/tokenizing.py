@@ -14,6 +14,7 @@ from ..vft_lib import Tokens, VftError
 from ..vft_lib.frames import FITS, to_frames
 from ..vft_lib.prior import bits_budget
 from ..vft_lib.stream import decode_frames, encode_file, encode_frames
+from ..vft_lib.tokenizer import part_of
 from . import host
 from .loaders import LoadedPrior, LoadedTokenizer
 from .pictures import FrameStore, image_frames, make_video, resampled, video_file
@@ -97,8 +98,7 @@ class Encode(io.ComfyNode):
                     model, file, fps=rate, fit=fit, progress=work, on_problem=work.say
                 )
             parts = video.get_components()
-            frames = resampled(parts.images, float(parts.frame_rate), rate)
-            count = max(1, round(len(parts.images) / float(parts.frame_rate) * rate))
+            count, frames = resampled(parts.images, float(parts.frame_rate), rate)
             return encode_frames(model, frames, fps=rate, fit=fit, total=count, progress=work)
 
         advice = "choose bfloat16 or the CPU in Load VFT Tokenizer, or a smaller tokenizer"
@@ -189,7 +189,7 @@ def decoded(
     """Tokens -> IMAGE, with progress, previews and a retry when memory runs out. `part` (i, n):
     this is run i of n for the progress bar."""
     count = steps or loaded.model.config.sampling.steps
-    every, i, n = max(1, count // 5), *part
+    every = max(1, count // 5)
 
     def attempt(low_memory: bool) -> Tensor:
         model = loaded.ready(decoding=True, low_memory=low_memory)
@@ -202,14 +202,10 @@ def decoded(
                 picture = model.vae.decode(latents[:1, :, :1].to(model.dtype))
                 work.show(next(to_frames(picture[0])))
 
-        def progress(at: int, total: int | None) -> None:
-            total = total or at
-            work(i * total + at, n * total)
-
         frames: Iterator[np.ndarray] = decode_frames(
             model, tokens, steps=steps or None, guidance=guidance or None, seed=seed,
             first_frame=first_frame, keep_bars=keep_bars, low_memory=low_memory,
-            progress=progress, estimate=estimate if preview else None,
+            progress=part_of(work, *part), estimate=estimate if preview else None,
         )  # fmt: skip
         for frame in frames:
             kept.add(frame)
