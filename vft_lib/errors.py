@@ -2,7 +2,14 @@
 
 
 class VftError(ValueError):
-    """A problem a user can fix: the message gives the reason and the remedy in one line."""
+    """A problem a user can fix: the message gives the reason and the remedy in one line.
+
+    File names and what files hold may be quoted in it as they are: a character that cannot be
+    printed (a line break, a terminal's escape) becomes a question mark.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("".join(c if c.isprintable() else "?" for c in str(message)))
 
 
 class ConfigError(VftError):

@@ -16,8 +16,9 @@ from av.error import FFmpegError
 from PIL import Image
 
 from .atomic import temporary, whole
+from .av_in import open_av
 from .frames import PathLike, Report, VideoError, check_frame
-from .video_in import check_source, open_av
+from .video_in import check_source
 
 _COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # players take these in mp4
 

@@ -1,0 +1,210 @@
+"""Videos through PyAV: their pictures, their clock, and what to do about damage."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from av.video.reformatter import Colorspace, Interpolation
+
+from .frames import VideoError, fit_frame
+from .shots import (
+    MAX_PIXELS,
+    Matrix,
+    Problem,
+    Shot,
+    Size,
+    check_pixels,
+    reduction,
+    upright,
+)
+
+# Of FFmpeg's formats, those that hold pictures or sound themselves. Playlists, lists of files and
+# patterns (hls, dash, concat, image2 ...) would read what a stranger's file names; and FFmpeg
+# renders any .txt as a "video".
+_FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h261,h263,h264,hevc,vvc,obu,ivf,av1,vc1,"
+    "flv,live_flv,asf,ogg,mxf,mjpeg,nut,rm,dv,gxf,swf,wtv,amv,bink,smk,flic,roq,yuv4mpegpipe,dirac,"
+    "gif,apng,jpegxl_anim,jpegxl_pipe,j2k_pipe,exr_pipe,dpx_pipe,qoi_pipe,hdr_pipe,psd_pipe,"
+    "pam_pipe,pbm_pipe,pgm_pipe,ppm_pipe,sgi_pipe,sunrast_pipe,pcx_pipe,dds_pipe,"
+    "mp3,aac,ac3,eac3,flac,wav,w64,aiff,au,caf,amr,ape,wv,tta,dts,truehd,opus"
+)
+_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+_FAILURES = 8  # in a row: demuxing goes on behind a damaged stretch, but not forever
+
+
+def open_av(file: Path) -> av.container.InputContainer:
+    try:
+        # "replace": tags in a legacy encoding must not make a clip unreadable.
+        return av.open(str(file.resolve()), "r", options=_OPTIONS, metadata_errors="replace")
+    except (FFmpegError, ValueError) as error:
+        raise VideoError(
+            f"{file} cannot be read as video or image ({getattr(error, 'strerror', error)}); "
+            "check that it is complete, or convert it to mp4."
+        ) from error
+
+
+def no_picture(file: Path) -> VideoError:
+    return VideoError(f"No frame of {file} can be decoded; copy it again or convert it to mp4.")
+
+
+def frame_rate(stream: Any) -> float:
+    """Frames per second, on average."""
+    for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
+        if rate and 0.01 < rate <= 1000:
+            return float(rate)
+    return 25.0  # no container says otherwise; FFmpeg's own default
+
+
+def video_stream(container: av.container.InputContainer, file: Path) -> Any:
+    """The first stream of pictures, ready to be decoded."""
+    for stream in container.streams.video:
+        disposition = getattr(stream, "disposition", None)
+        if getattr(disposition, "value", 0) & 0x400:  # attached picture: an album cover
+            continue
+        context = stream.codec_context
+        if context is None:
+            raise VideoError(f"{file} uses a codec without a decoder here; convert it to mp4.")
+        check_pixels(stream.height, stream.width, file)
+        context.options = {"max_pixels": str(MAX_PIXELS)}  # the pictures may say otherwise
+        # Frame threads each hold pictures: a few are fast enough and stay small at 1080p.
+        context.thread_type, context.thread_count = "AUTO", min(4, os.cpu_count() or 1)
+        return stream
+    what = "only sound" if container.streams.audio else "no video"
+    raise VideoError(f"{file} holds {what}; give a file with a picture.")
+
+
+def av_frames(
+    container: av.container.InputContainer,
+    stream: Any,
+    problem: Problem = lambda kind, where: None,
+    where: Any = lambda: "",
+) -> Iterator[av.VideoFrame]:
+    """What can be decoded; damage is told to `problem`."""
+    failures = 0
+    while failures < _FAILURES:
+        try:
+            for packet in container.demux(stream):
+                try:
+                    yield from packet.decode()
+                    failures = 0
+                except FFmpegError:
+                    problem("damaged video data was skipped", where())
+            return
+        except FFmpegError as error:
+            failures += 1
+            problem(f"the file is damaged or cut off ({error.strerror})", where())
+
+
+def av_shots(
+    file: Path, start: float, problem: Problem, size: Size | None = None, seek: bool = True
+) -> Generator[Shot, None, None]:
+    """The shots of a video from the one on screen at `start` on, or from somewhat before. Large
+    pictures come smaller, yet larger than `size`."""
+    with open_av(file) as container:
+        stream = video_stream(container, file)
+        time = -1.0
+        period = 1 / frame_rate(stream)
+
+        def near() -> str:
+            """Where we are: decoders hold a few frames back."""
+            return f"near frame {max(0, round(time / period))} ({max(0.0, time):.2f} s)"
+
+        frames = av_frames(container, stream, problem, near)
+        frame = next(frames, None)
+        if frame is None:
+            raise no_picture(file)
+        zero = _seconds(frame) or 0.0
+        # Once for the stream: PyAV ties a frame whose side data was read into a reference cycle,
+        # and at 1080p hundreds of megabytes pile up before the collector comes by.
+        matrix = display_matrix(frame)
+        if seek and start > 1.0:  # nearer ones are decoded through
+            try:
+                container.seek(int((zero + start) / stream.time_base), stream=stream)
+                frames = av_frames(container, stream, problem, near)
+                frame = next(frames, None)
+            except FFmpegError:
+                frame = None
+            landed = None if frame is None else _seconds(frame)
+            if landed is None or landed > zero + start:
+                yield from av_shots(file, start, problem, size, seek=False)
+                return
+        time = -period
+        while frame is not None:
+            stamp, previous = _seconds(frame), time
+            time = previous + period if stamp is None else stamp - zero
+            if time < previous:  # the clock jumped back (joined recordings): go on from here
+                zero -= previous + period - time
+                time = previous + period
+            length = getattr(frame, "duration", None)  # PyAV >= 15
+            duration = float(length * frame.time_base) if length and frame.time_base else period
+            if frame.is_corrupt and time >= start:
+                problem("damaged video data was concealed", near())
+            width = square_width(frame, stream)
+            yield Shot(time, duration, partial(_picture, frame, width, matrix, size))
+            frame = next(frames, None)
+        # A container's length may be that of somewhat longer sound.
+        own, whole = stream.duration, (container.duration or 0) / av.time_base
+        if time + duration + 0.5 < (own * stream.time_base if own else 0.9 * whole):
+            problem("the picture ends earlier than the file says", f"at {time + duration:.2f} s")
+
+
+def _seconds(frame: av.VideoFrame) -> float | None:
+    if frame.pts is None or frame.time_base is None:
+        return None
+    return float(frame.pts * frame.time_base)
+
+
+def display_matrix(frame: av.VideoFrame) -> Matrix:
+    try:
+        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
+    except (ValueError, TypeError):  # none, too short, or beside data of a kind PyAV cannot name
+        return 1, 0, 0, 1
+    return a, b, c, d
+
+
+def square_width(frame: av.VideoFrame, stream: Any) -> int:
+    """The frame's width in square pixels."""
+    aspect = stream.sample_aspect_ratio or 1
+    width = round(frame.width * aspect) if 0.1 < aspect < 10 else frame.width
+    return width if width * frame.height <= MAX_PIXELS else frame.width
+
+
+def has_alpha(frame: av.VideoFrame) -> bool:
+    return frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
+
+
+def _picture(frame: av.VideoFrame, width: int, matrix: Matrix, size: Size | None) -> np.ndarray:
+    alpha, name = has_alpha(frame), frame.format.name
+    space = {1: "ITU709", 9: "BT2020", 10: "BT2020"}.get(frame.colorspace, "ITU601")
+    if frame.colorspace == 2 and max(frame.width, frame.height) >= 1280:  # untagged HD
+        space = "ITU709"
+    full = frame.color_range == 2 or name.startswith(("yuvj", "pal8")) or frame.format.is_rgb
+    full = full or (frame.color_range == 0 and name.startswith(("gray", "ya")))
+    factor = reduction((frame.height, frame.width), size)
+    smaller: dict[str, Any] = {}
+    if factor > 1:
+        smaller = {"width": frame.width // factor, "height": frame.height // factor}
+        smaller["interpolation"] = Interpolation.AREA
+    try:
+        pixels = frame.reformat(
+            format="rgba" if alpha else "rgb24",
+            src_colorspace=space if hasattr(Colorspace, space) else "ITU709",
+            dst_colorspace="FCC",  # unused for RGB; PyAV < 17 ignores the source's if they agree
+            src_color_range=2 if full else 1,
+            dst_color_range=2,
+            **smaller,
+        ).to_ndarray()
+    except (FFmpegError, ValueError) as error:
+        raise VideoError(f"Pixel format {name} cannot be read; convert to yuv420p.") from error
+    if alpha:
+        pixels = ((pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255).astype("u1")
+    pixels = fit_frame(pixels, (pixels.shape[0], max(1, width // factor)), "stretch")
+    return np.ascontiguousarray(upright(pixels, matrix))
