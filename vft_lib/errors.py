@@ -1,15 +1,21 @@
 """Problems a user can fix. The command line prints them as one line and exits with 2."""
 
+LONGEST = 1000  # characters of a message
+
 
 class VftError(ValueError):
     """A problem a user can fix: the message gives the reason and the remedy in one line.
 
     File names and what files hold may be quoted in it as they are: a character that cannot be
-    printed (a line break, a terminal's escape) becomes a question mark.
+    printed (a line break, a terminal's escape) becomes a question mark, and of an endless one the
+    middle is left out.
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__("".join(c if c.isprintable() else "?" for c in str(message)))
+        text = str(message)
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+        super().__init__("".join(c if c.isprintable() else "?" for c in text))
 
 
 class ConfigError(VftError):

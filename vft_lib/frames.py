@@ -5,6 +5,7 @@ A frame is a numpy array, uint8 RGB `[H, W, 3]`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from .errors import VftError
 if TYPE_CHECKING:
     import torch
 
+_STRIP = 16  # of a picture so many times as long as wide only the middle is looked at
 FITS = ("crop", "pad", "stretch")
 PathLike = str | os.PathLike[str]
 Report = Callable[[str], None]
@@ -62,6 +64,13 @@ def fit_frame(frame: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
     check_frame(frame)
     h, w = size
     rh, rw = fit_size(frame.shape[:2], size, fit)
+    if fit == "crop" and max(rh, rw) > _STRIP * max(h, w):  # enlarged whole it could be gigabytes
+        src_h, src_w = frame.shape[:2]
+        keep_h = min(src_h, math.ceil(src_h / rh * _STRIP * h))
+        keep_w = min(src_w, math.ceil(src_w / rw * _STRIP * w))
+        top, left = (src_h - keep_h) // 2, (src_w - keep_w) // 2
+        frame = np.ascontiguousarray(frame[top : top + keep_h, left : left + keep_w])
+        rh, rw = fit_size(frame.shape[:2], size, fit)
     if frame.shape[:2] == (rh, rw) == (h, w):
         return frame
     resized = np.array(Image.fromarray(frame).resize((rw, rh), Image.Resampling.BICUBIC))

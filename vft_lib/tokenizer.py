@@ -29,6 +29,7 @@ Progress = Callable[[int, int], None]
 Estimate = Callable[[Tensor], None]
 
 ONE_BATCH = 0.1  # guidance runs as one batch if that takes at most this share of tokens more
+WIDEST = 2.0  # a value of a clip: what is beyond is no overshoot of [-1,1], but another range
 AT_ONCE = 64  # timesteps whose modulation is held
 
 
@@ -399,6 +400,15 @@ class Tokenizer(nn.Module):
             )
         if not video.is_floating_point():
             raise VftError(f"got dtype {video.dtype}; expected floating point in [-1,1]")
+        for i, frame in enumerate(video.unbind(2)):
+            low, high = (float(v) for v in frame.aminmax())
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise VftError(f"frame {i} holds NaN or infinity; expected values in [-1,1]")
+            if low < -WIDEST or high > WIDEST:
+                raise VftError(
+                    f"frame {i} has values from {low:.4g} to {high:.4g}; expected [-1,1]: "
+                    "pixels / 127.5 - 1"
+                )
 
     def _check_tokens(self, tokens: Tokens) -> None:
         c = self.config

@@ -27,6 +27,7 @@ from .shots import Problem, Shot, degrees, upright_size
 
 _EARLY = 1.001e-3  # s; a frame counts as shown this much early: Matroska and FLV round to 1 ms
 _HELD = 600.0  # s; a picture on screen for longer is a damaged clock's doing
+_HOP = 1.0  # s; what it is held for then
 _LATEST = 1e7  # s; a `start` that no clip reaches
 
 log = logging.getLogger("videoflextok")
@@ -165,11 +166,12 @@ def _spans(shots: Iterable[Shot], problem: Problem) -> Iterator[tuple[Shot, floa
             gap = shot.time - previous.time
             if gap > _HELD:
                 problem("the clock jumps ahead", f"at {previous.time:.2f} s by {gap:.0f} s")
-                lost += gap - min(previous.duration, _HELD)
+                lost += gap - min(previous.duration, _HOP)
             yield previous, shot.time - lost, False
         previous = shot
     if previous is not None:
-        yield previous, previous.time - lost + min(previous.duration, _HELD), True
+        held = previous.duration if previous.duration <= _HELD else _HOP
+        yield previous, previous.time - lost + held, True
 
 
 def _sample(

@@ -14,7 +14,7 @@ from ..vft_lib.packaged import packaged
 from . import host
 from .loaders import LoadedTokenizer, stamp
 from .tokenizing import shown, summary
-from .types import TokenizerType, TokensType, schema
+from .types import TokenizerType, TokensType, checked, schema
 
 SUFFIX = ".vft"
 EXAMPLE = "example.vft [pack]"  # comes with the pack
@@ -46,6 +46,8 @@ def token_file(name: str) -> Path:
     folders or that is not there."""
     if name == EXAMPLE:
         return packaged("example.vft")
+    if not isinstance(name, str):
+        raise VftError(f"a token file's name is a text, got {type(name).__name__}")
     kind = "output" if name.endswith(OUTPUT) else "input"
     path = host.confined(name.removesuffix(OUTPUT), kind)
     if not path.is_file() or path.suffix.lower() != SUFFIX:
@@ -73,11 +75,13 @@ class SaveTokens(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(cls, tokens: Tokens, filename_prefix: str) -> io.NodeOutput:
         path, subfolder = host.output_path(filename_prefix, SUFFIX)
         notes = {}
         if host.metadata_allowed():
-            notes = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+            more = cls.hidden.extra_pnginfo
+            notes = {"prompt": cls.hidden.prompt, **(more if isinstance(more, dict) else {})}
         tokens.save(path, {k: json.dumps(v) for k, v in notes.items() if v is not None})
         text = f"{path.name}: {path.stat().st_size:,} B\n{summary(tokens)}"
         saved = {"filename": path.name, "subfolder": subfolder, "type": "output"}
@@ -117,6 +121,7 @@ class LoadTokens(io.ComfyNode):
         return stamp(token_file(file))
 
     @classmethod
+    @checked
     def execute(cls, file: str) -> io.NodeOutput:
         tokens = Tokens.load(token_file(file))
         text = f"{summary(tokens)}\nof tokenizer {tokens.tokenizer} ({tokens.fingerprint})"
@@ -145,6 +150,7 @@ class JoinTokens(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, tokenizer: LoadedTokenizer, first: Tokens, second: Tokens, unfinished_chunk: str
     ) -> io.NodeOutput:
@@ -171,6 +177,7 @@ class SliceTokens(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, tokenizer: LoadedTokenizer, tokens: Tokens, first_chunk: int, chunks: int
     ) -> io.NodeOutput:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
 from ..vft_lib.frames import to_frames
@@ -12,7 +13,7 @@ from ..vft_lib.world import MOTIONS
 from . import host
 from .loaders import LoadedPrior
 from .tokenizing import shown
-from .types import PriorType, TokensType, advanced, schema, seed_input
+from .types import PriorType, TokensType, advanced, checked, schema, seed_input
 
 PREVIEW_STEPS = 4  # of the decoder
 
@@ -88,7 +89,11 @@ def _words(prior: LoadedPrior, prompt: str, clip: Any, conditioning: Any) -> dic
                 f"got a conditioning of {len(conditioning)} parts; connect the text encoder "
                 "directly, without combining"
             )
-        states = conditioning[0][0]
+        states = conditioning[0][0] if isinstance(conditioning[0], (list, tuple)) else None
+        if not isinstance(states, Tensor) or not states.is_floating_point():
+            raise VftError("got a conditioning without text states: connect a text encoder")
+        if not states.isfinite().all():
+            raise VftError("the text states hold NaN or infinity: load the text encoder in float32")
         if states.ndim != 3 or states.shape[-1] != c.ctx_dim:
             raise VftError(
                 f"this conditioning is {list(states.shape)}, prior {c.name!r} takes [1,n,"
@@ -175,6 +180,7 @@ class TextToTokens(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, prior: LoadedPrior, prompt: str, budget: int, seed: int, guidance: float,
         temperature: float, top_k: int, top_p: float, frames: int, clip: Any = None,
@@ -217,13 +223,14 @@ class ClassToTokens(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, prior: LoadedPrior, class_name: str, budget: int, seed: int, guidance: float,
         temperature: float, top_k: int, top_p: float, other_class: str,
     ) -> io.NodeOutput:  # fmt: skip
         work, classes = host.Work(cls.hidden), prior.model.config.classes
         name = other_class.strip() or class_name
-        if name.isdecimal() and name not in classes and int(name) < len(classes):
+        if name.isdecimal() and name not in classes and len(name) < 9 and int(name) < len(classes):
             name = classes[int(name)]
         tokens = prior.ready(2).generate(
             class_name=name, budget=budget, progress=work, partial=_partial(prior, work),
@@ -254,6 +261,7 @@ class RefineTokens(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, prior: LoadedPrior, tokens: Tokens, prompt: str, budget: int, seed: int,
         guidance: float, temperature: float, top_k: int, top_p: float, clip: Any = None,

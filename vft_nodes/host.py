@@ -9,7 +9,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,10 +45,11 @@ def model_files() -> list[str]:
 
 
 def model_path(name: str) -> Path:
-    """The file of a name that :func:`model_files` lists."""
+    """The file of a name that :func:`model_files` lists: nothing else can be asked for. A link in a
+    model folder may point anywhere, as ComfyUI's users have it: no workflow can put one there."""
     import folder_paths
 
-    path = folder_paths.get_full_path(FOLDER, name)
+    path = folder_paths.get_full_path(FOLDER, name) if name in model_files() else None
     if path is None:
         raise VftError(
             f"{name!r} is not in models/{FOLDER}: put the file there, or fetch it with the node "
@@ -73,15 +74,19 @@ def folder(kind: str) -> Path:
 
 def confined(name: str, kind: str) -> Path:
     """The file `name` below a folder of ComfyUI; VftError if it would lie outside of it, by a
-    link, `..` or an absolute path."""
+    link, `..` or an absolute path, of Windows' kind too."""
     try:
         root = os.path.realpath(folder(kind))
         path = os.path.realpath(os.path.join(root, name))
+        foreign = PureWindowsPath(name)
         inside = not os.path.isabs(name) and os.path.commonpath([root, path]) == root
-    except ValueError:  # a null byte, or another drive
+        inside = inside and not foreign.drive and not foreign.root and ".." not in foreign.parts
+    except (ValueError, OSError):  # a null byte, another drive, a loop of links
         inside = False
     if not inside:
-        raise VftError(f"{name!r} is not inside ComfyUI's {kind} folder; put the file there")
+        raise VftError(
+            f"{name!r} is not inside ComfyUI's {kind} folder; only what lies there is used"
+        )
     return Path(path)
 
 
@@ -89,9 +94,14 @@ def output_path(prefix: str, suffix: str) -> tuple[Path, str]:
     """A new numbered file below the output folder, and its subfolder there."""
     import folder_paths
 
-    directory, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, folder_paths.get_output_directory()
-    )
+    confined(prefix, "output")  # ComfyUI's own check does not look where links lead
+    try:
+        directory, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            prefix, folder_paths.get_output_directory()
+        )
+    except (OSError, ValueError) as e:  # a name too long, a file where a folder should be
+        reason = getattr(e, "strerror", None) or e
+        raise VftError(f"{prefix!r} cannot be written ({reason}); give another name") from None
     return Path(directory) / f"{name}_{counter:05}_{suffix}", subfolder
 
 
@@ -200,6 +210,11 @@ class Work:
                 (image.width * scale, image.height * scale), Image.Resampling.BICUBIC
             )
         self.bar.update_absolute(*self.seen, ("JPEG", image, PREVIEW))
+
+    def warn(self, text: str) -> None:
+        """What the user should know of: on the node, and in ComfyUI's log."""
+        log.warning("%s", text)
+        self.say(text)
 
     def say(self, text: str) -> None:
         """Words on the node."""

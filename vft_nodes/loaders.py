@@ -16,7 +16,7 @@ from ..vft_lib.catalog import catalog
 from ..vft_lib.loading import is_prior_file, resolve
 from ..vft_lib.tensor_files import Source
 from . import host
-from .types import PriorType, TokenizerType, advanced, schema
+from .types import WIRES, PriorType, TokenizerType, advanced, checked, schema
 
 DEFAULT = "default"  # the model that comes with the pack
 DTYPES = ["auto", "bfloat16", "float16", "float32"]
@@ -60,6 +60,10 @@ class LoadedPrior:
         cache = 2 * c.depth * 2 * clips * c.seq_len * c.width * self.model.dtype.itemsize
         host.load([self.patcher], 2 * cache, whole=True)
         return self.model
+
+
+WIRES["VFT_TOKENIZER"] = lambda value: isinstance(value, LoadedTokenizer)
+WIRES["VFT_PRIOR"] = lambda value: isinstance(value, LoadedPrior)
 
 
 @lru_cache(maxsize=512)
@@ -146,6 +150,7 @@ class LoadTokenizer(io.ComfyNode):
         return stamp(file_of(tokenizer, "tokenizer"))
 
     @classmethod
+    @checked
     def execute(cls, tokenizer: str, dtype: str, device: str) -> io.NodeOutput:
         path = file_of(tokenizer, "tokenizer")
         compute, rest, kind = host.place(device, dtype)
@@ -193,6 +198,7 @@ class LoadPrior(io.ComfyNode):
         return stamp(file_of(prior, "prior"))
 
     @classmethod
+    @checked
     def execute(
         cls, prior: str, dtype: str, device: str, tokenizer: LoadedTokenizer | None = None
     ) -> io.NodeOutput:
@@ -248,6 +254,7 @@ class DownloadModel(io.ComfyNode):
         return stamp(path) if path.exists() else "missing"
 
     @classmethod
+    @checked
     def execute(cls, model: str, accept_licence: bool, dtype: str) -> io.NodeOutput:
         from ..vft_lib.hub import download
 

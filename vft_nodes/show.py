@@ -23,9 +23,10 @@ from .files import node_facts
 from .loaders import LoadedTokenizer
 from .pictures import image_frames, make_video, store
 from .tokenizing import decoded, decoding_inputs, shown
-from .types import TokenizerType, TokensType, schema
+from .types import TokenizerType, TokensType, checked, schema
 
 COMPARED = 16  # frames at a time
+CLIP_PIXELS = 1 << 26  # that are drawn at once, as float32 RGB: 800 MB
 
 
 class BudgetSweep(io.ComfyNode):
@@ -60,6 +61,7 @@ class BudgetSweep(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, tokenizer: LoadedTokenizer, tokens: Tokens, budgets: str, steps: int,
         guidance: float, seed: int, original: Tensor | None = None,
@@ -70,12 +72,14 @@ class BudgetSweep(io.ComfyNode):
             ks = []
         if not ks:
             raise VftError(f"budgets {budgets[:60]!r}: give numbers apart by spaces, as in 1 4 16")
+        work = host.Work(cls.hidden)
+        frames = None if original is None else image_frames(original, work.warn)
         if original is not None and len(original) != tokens.frames:
             raise VftError(
                 f"got {len(original)} original frames, the tokens are of {tokens.frames}: connect "
                 "the frames that were encoded"
             )
-        work, parts = host.Work(cls.hidden), [tokens.truncate(k) for k in ks]
+        parts = [tokens.truncate(k) for k in ks]
         clips = [
             decoded(
                 tokenizer, part, work, steps=steps, guidance=guidance, seed=seed,
@@ -85,8 +89,8 @@ class BudgetSweep(io.ComfyNode):
         ]  # fmt: skip
         reference, against = clips[-1], f"k={ks[-1]}"
         _, h, w, _ = reference.shape
-        if original is not None:
-            fitted = (fit_frame(f, (h, w), tokens.fit) for f in image_frames(original))
+        if frames is not None:
+            fitted = (fit_frame(f, (h, w), tokens.fit) for f in frames)
             reference, against = store(fitted, tokens.frames), "the original"
         rows = [_row(part, clip, reference) for part, clip in zip(parts, clips)]
         labels = [f"k={r['budget']} · {r['tokens']} tokens · {in_bytes(r['bytes'])}" for r in rows]
@@ -143,6 +147,7 @@ class TokensInfo(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(cls, tokens: Tokens) -> io.NodeOutput:
         text = "\n".join(f"{name}: {value}" for name, value in node_facts(tokens).items())
         return io.NodeOutput(
@@ -176,7 +181,13 @@ class ExampleClip(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(cls, seed: int, frames: int, size: int) -> io.NodeOutput:
+        if frames * size**2 > CLIP_PIXELS:
+            most = CLIP_PIXELS // size**2
+            raise VftError(
+                f"{frames} frames of {size} px are drawn at once; at {size} px take at most {most}"
+            )
         clip = make_clip(seed, frames=frames, size=size)
         images = store(clip.video, frames)
         return io.NodeOutput(images, make_video(images, 8), clip.caption)

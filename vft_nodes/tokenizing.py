@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..vft_lib.tokenizer import part_of
 from . import host
 from .loaders import LoadedPrior, LoadedTokenizer
 from .pictures import FrameStore, image_frames, make_video, resampled, video_file
-from .types import PriorType, TokenizerType, TokensType, advanced, schema, seed_input
+from .types import PriorType, TokenizerType, TokensType, advanced, checked, schema, seed_input
 
 
 def summary(tokens: Tokens) -> str:
@@ -76,6 +75,7 @@ class Encode(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, tokenizer: LoadedTokenizer, fps: float, fit: str, video: Any = None,
         images: Tensor | None = None,
@@ -84,26 +84,30 @@ class Encode(io.ComfyNode):
             raise VftError("connect a video or images to VFT Encode, one of them")
         work = host.Work(cls.hidden)
         rate = fps or tokenizer.model.config.fps
+        problems: list[str] = []
+
+        def warn(text: str) -> None:
+            problems.append(text)
+            work.warn(text)
 
         def attempt(_: bool) -> Tokens:
             model = tokenizer.ready(decoding=False)
             if images is not None:
                 return encode_frames(
-                    model, image_frames(images), fps=rate, fit=fit, total=len(images),
+                    model, image_frames(images, warn), fps=rate, fit=fit, total=len(images),
                     progress=work,
                 )  # fmt: skip
             file = video_file(video)
             if file is not None:
-                return encode_file(
-                    model, file, fps=rate, fit=fit, progress=work, on_problem=work.say
-                )
+                return encode_file(model, file, fps=rate, fit=fit, progress=work, on_problem=warn)
             parts = video.get_components()
             count, frames = resampled(parts.images, float(parts.frame_rate), rate)
             return encode_frames(model, frames, fps=rate, fit=fit, total=count, progress=work)
 
         advice = "choose bfloat16 or the CPU in Load VFT Tokenizer, or a smaller tokenizer"
         tokens = host.with_retry(work, attempt, advice)
-        return io.NodeOutput(tokens, ui=shown(tokens))
+        text = "\n".join([summary(tokens), *dict.fromkeys(problems)])
+        return io.NodeOutput(tokens, ui=shown(tokens, text))
 
 
 BY = ["tokens per frame", "tokens in all", "bytes", "information"]
@@ -142,6 +146,7 @@ class TruncatePrefix(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, tokens: Tokens, by: str, budget: int, keep_bits: float,
         prior: LoadedPrior | None = None,
@@ -250,12 +255,13 @@ class FlowDecode(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    @checked
     def execute(
         cls, tokenizer: LoadedTokenizer, tokens: Tokens, steps: int, guidance: float, seed: int,
         keep_bars: bool, preview: bool, first_frame: Tensor | None = None, audio: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         work = host.Work(cls.hidden)
-        given = None if first_frame is None else next(islice(image_frames(first_frame), 1))
+        given = None if first_frame is None else next(image_frames(first_frame, work.warn))
         images = decoded(
             tokenizer, tokens, work, steps=steps, guidance=guidance, seed=seed, first_frame=given,
             keep_bars=keep_bars, preview=preview,
