@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from comfy_host import Clip
-from comfy_world import Made
+from comfy_world import Made, VideoFromFile
 from conftest import save_tiny
 from test_prior import PUBLISHED
 from test_prior import made as made_prior
+from test_video_inputs import broken_in_the_middle
 
 from vft_lib.checkpoint import save_prior
 from vft_lib.loading import load_tokenizer
@@ -71,6 +72,63 @@ def test_images_of_no_image_shape(made: Made, shape: tuple[int, ...]) -> None:
     images = torch.zeros(shape)
     told = refused(made, "VFTEncode", tokenizer=made.tokenizer, images=images)
     assert str(list(shape)) in told
+
+
+@pytest.mark.parametrize(
+    ("images", "told"),
+    [
+        (torch.full((2, 8, 8, 3), 200.0), "values from 200 to 200; IMAGE is 0 to 1: divide by 255"),
+        (torch.rand(2, 8, 8, 3) * 255, "divide by 255"),
+        (torch.linspace(-1, 1, 384).view(2, 8, 8, 3), "values from -1 to"),
+        (torch.zeros(2, 8, 8, 2), "shape [2, 8, 8, 2]; IMAGE is [frames, height, width, 3]"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "torch.uint8; IMAGE is float32, 0 to 1"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.complex64), "torch.complex64"),
+        (torch.zeros(()), "shape []"),
+        ([torch.zeros(8, 8, 3)], "got list; connect IMAGE"),
+    ],
+)
+def test_images_that_are_none_are_named(made: Made, images: Any, told: str) -> None:
+    """What came and what was expected, wherever an IMAGE goes in."""
+    assert told in refused(made, "VFTEncode", tokenizer=made.tokenizer, images=images)
+    both = {"tokenizer": made.tokenizer, "tokens": made.tokens}
+    assert told in refused(made, "VFTDecode", **both, first_frame=images)
+    if isinstance(images, torch.Tensor) and images.ndim:
+        images = images[:1].expand(made.tokens.frames, *images.shape[1:])
+    told = told.split("shape")[0].split("values")[0]
+    assert told in refused(made, "VFTBudgetSweep", **both, budgets="1", steps=1, original=images)
+
+
+def test_alpha_is_dropped_and_an_overshoot_clamped_and_both_are_told(
+    made: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = made.clip[0][:5]
+    alpha = torch.cat([images, torch.rand_like(images[..., :1])], -1)
+    loud = images.clone()
+    loud[2, 0, 0], loud[3, 0, 0] = 1.3, -0.2
+    grey = images[..., :1]
+    with caplog.at_level("WARNING", "videoflextok"):
+        out = made.host.run("VFTEncode", tokenizer=made.tokenizer, images=alpha)
+        assert "alpha is dropped" in out.ui["text"][0] and "alpha is dropped" in caplog.text
+        plain = made.host.run("VFTEncode", tokenizer=made.tokenizer, images=images)
+        assert torch.equal(out.result[0].ids, plain.result[0].ids)
+        out = made.host.run("VFTEncode", tokenizer=made.tokenizer, images=loud)
+        assert "frame 2 has values from" in out.ui["text"][0]
+        clamped = made.host.results("VFTEncode", tokenizer=made.tokenizer, images=loud.clamp(0, 1))
+        assert torch.equal(out.result[0].ids, clamped.ids)
+        caplog.clear()
+        for quiet in (grey, images.half(), images.double(), images * 1.01):
+            made.host.run("VFTEncode", tokenizer=made.tokenizer, images=quiet)
+        assert not caplog.text
+
+
+def test_damage_of_a_video_stays_on_the_node(made: Made, tmp_path: Path) -> None:
+    """It was shown while the node ran, and gone when it had ended."""
+    path = broken_in_the_middle(tmp_path / "a.mp4")
+    out = made.host.run("VFTEncode", tokenizer=made.tokenizer, video=VideoFromFile(str(path)))
+    assert "damaged video data was skipped, near frame" in out.ui["text"][0]
+    path.write_bytes(path.read_bytes()[:200])  # ComfyUI's own reader has no duration for it
+    told = refused(made, "VFTEncode", tokenizer=made.tokenizer, video=VideoFromFile(str(path)))
+    assert "a.mp4 cannot be read" in told
 
 
 # ---------------------------------------------------------------------- budgets
@@ -260,6 +318,81 @@ def test_no_way_out_of_comfyuis_folders(
         assert node.validate_inputs(file=name + suffix) == told
     finally:
         link.unlink(missing_ok=True)
+
+
+FOREIGN = [
+    "..\\..\\secret.vft", "C:\\secret.vft", "c:secret.vft", "\\\\host\\share\\secret.vft",
+    "\\secret.vft", "a/..\\../secret.vft", "..", "../", "./..", "a/../../secret.vft", "x\0.vft",
+    "/dev/stdin", "//etc/hostname", "~/../../../etc/hostname/x.vft", "s" * 5000 + ".vft",
+    "loop/a.vft",
+]  # fmt: skip
+STAYS = ["．．/secret.vft", "\u2025/secret.vft", "..\u2215secret.vft", "%2e%2e/secret.vft",
+         "e\u0301.vft", "\u00e9.vft", "CON.vft", "nul", "aux/a.vft", "~", "$HOME/a.vft",
+         "file:secret.vft"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOREIGN + STAYS)
+def test_no_spelling_of_a_name_leads_out(made: Made, name: str) -> None:
+    """Windows' separators, drives and devices, look-alikes of dots, both forms of an accent: for
+    reading, for writing, for models. `STAYS` may be written to the output folder, as they are."""
+    base, outside = made.host.base, made.host.base.parent
+    made.tokens.save(outside / "secret.vft")
+    made.tokens.save(base / "secret.vft")
+    for kind in ("input", "output"):
+        if not (base / kind / "loop").is_symlink():
+            (base / kind / "loop").symlink_to("loop")
+    before = set(outside.rglob("*"))
+    for suffix in ("", " [output]"):
+        refused(made, "VFTLoadTokens", file=name + suffix)
+    refused(made, "VFTLoadTokenizer", tokenizer=name)
+    refused(made, "VFTLoadPrior", prior=name)
+    prefix = name.removesuffix(".vft")
+    if name in FOREIGN:
+        refused(made, "VFTSaveTokens", tokens=made.tokens, filename_prefix=prefix)
+    else:
+        made.host.run("VFTSaveTokens", tokens=made.tokens, filename_prefix=prefix)
+    new = [p for p in set(outside.rglob("*")) - before if base / "output" not in p.parents]
+    assert not new
+    assert len(list((base / "output").rglob("*.tmp*"))) == 0
+
+
+def test_both_forms_of_an_accent_are_two_files(made: Made) -> None:
+    name = made.host.base / "input" / "caf\u00e9.vft"
+    made.tokens.save(name)
+    assert made.host.results("VFTLoadTokens", file=name.name).frames == made.tokens.frames
+    if not name.with_name("cafe\u0301.vft").exists():  # macOS takes either
+        refused(made, "VFTLoadTokens", file="cafe\u0301.vft")
+
+
+@pytest.mark.parametrize("prefix", ["away/clip", "away/deeper/clip", "../x/clip", "/tmp/clip"])
+def test_nothing_is_saved_outside_of_the_output_folder(
+    made: Made, tmp_path: Path, prefix: str
+) -> None:
+    """A link inside the output folder led out: ComfyUI compares the names only."""
+    link = made.host.base / "output" / "away"
+    link.symlink_to(tmp_path)
+    try:
+        told = refused(made, "VFTSaveTokens", tokens=made.tokens, filename_prefix=prefix)
+        assert "is not inside ComfyUI's output folder" in told
+        assert not list(tmp_path.iterdir()) and not (made.host.base / "x").exists()
+    finally:
+        link.unlink()
+
+
+def test_models_that_are_linked_into_their_folder_are_taken(made: Made, tmp_path: Path) -> None:
+    """Many keep models on another disk; no workflow can make such a link."""
+    link = made.host.models / "linked.safetensors"
+    link.symlink_to(save_tiny(tmp_path / "far.safetensors"))
+    try:
+        made.host.run("VFTLoadTokenizer", tokenizer="linked.safetensors")
+        for name in (
+            "../models/videoflextok/linked.safetensors",
+            "./linked.safetensors",
+            str(link),
+        ):
+            refused(made, "VFTLoadTokenizer", tokenizer=name)
+    finally:
+        link.unlink()
 
 
 @pytest.mark.parametrize("name", ["gone.vft", "a.txt", "", ".", "a\0b.vft"])

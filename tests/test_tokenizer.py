@@ -532,3 +532,45 @@ def test_ids_that_are_no_codes(tiny_tokenizer: Tokenizer, wrong: int) -> None:
     ids[0, 4, 7] = wrong
     with pytest.raises(VftError, match=r"ids .*expected .*64000"):
         tiny_tokenizer.decode(short(tiny_tokenizer, ids=ids), steps=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (float("nan"), "frame 3 holds NaN or infinity"),
+        (float("-inf"), "frame 3 holds NaN or infinity"),
+        (255.0, r"frame 3 has values from -?\d.* to 255; expected \[-1,1\]: pixels / 127.5 - 1"),
+        (-300.0, "frame 3 has values from -300 to"),
+    ],
+)
+def test_pixels_of_another_range_are_named(
+    tiny_tokenizer: Tokenizer, value: float, told: str
+) -> None:
+    video = torch.rand(1, 3, 5, 32, 32)
+    video[0, 1, 3, 7, 7] = value
+    with pytest.raises(VftError, match=told):
+        tiny_tokenizer.encode(video)
+    tokens = tiny_tokenizer.encode(video[:, :, :3])
+    with pytest.raises(VftError, match=told.replace("frame 3", "frame 0")):
+        tiny_tokenizer.decode(tokens, steps=1, first_frame=video[:, :, 3])
+    tiny_tokenizer.encode(video[:, :, :3] * 1.2)  # an overshoot is none
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "told"),
+    [
+        ((1, 1, 5, 32, 32), torch.float32, r"shape \[1, 1, 5, 32, 32\]"),
+        ((1, 4, 5, 32, 32), torch.float32, r"shape \[1, 4, 5, 32, 32\]"),
+        ((0, 3, 5, 32, 32), torch.float32, r"shape \[0, 3, 5, 32, 32\]"),
+        ((1, 3, 0, 32, 32), torch.float32, r"shape \[1, 3, 0, 32, 32\]"),
+        ((3, 32, 32), torch.float32, r"shape \[3, 32, 32\]"),
+        ((1, 5, 32, 32, 3), torch.float32, r"shape \[1, 5, 32, 32, 3\]"),
+        ((1, 3, 5, 32, 32), torch.uint8, "dtype torch.uint8"),
+        ((1, 3, 5, 64, 64), torch.float32, "64x64 px"),
+    ],
+)
+def test_videos_of_no_video_shape_are_named(
+    tiny_tokenizer: Tokenizer, shape: tuple[int, ...], dtype: torch.dtype, told: str
+) -> None:
+    with pytest.raises(VftError, match=told):
+        tiny_tokenizer.encode(torch.zeros(shape, dtype=dtype))

@@ -50,7 +50,7 @@ def token_file(name: str) -> Path:
         raise VftError(f"a token file's name is a text, got {type(name).__name__}")
     kind = "output" if name.endswith(OUTPUT) else "input"
     path = host.confined(name.removesuffix(OUTPUT), kind)
-    if not path.is_file() or path.suffix.lower() != SUFFIX:
+    if not os.path.isfile(path) or path.suffix.lower() != SUFFIX:
         raise VftError(f"no token file {name!r}: upload it, or put it into ComfyUI's {kind} folder")
     return path
 
