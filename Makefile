@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-comfyui lint format install clean
+.PHONY: demo test test-fast test-offline test-comfyui lint format install clean
 
 demo: $(STAMP)
 	$(BIN)/vft demo --out demo
@@ -15,6 +15,11 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
+
+# The suite with loopback as its only network: nothing but a download may want another. Linux; a part
+# of it: make test-offline TESTS="tests/test_cli.py tests/test_hub.py"
+test-offline: $(STAMP)
+	VFT_MUST_BE_OFFLINE=1 sh tests/comfyui/offline.sh $(BIN)/python -m pytest $(TESTS)
 
 # The pack in a real ComfyUI, headless on the CPU and off the network:
 #   make test-comfyui COMFYUI=/path/to/ComfyUI COMFYUI_PYTHON=/path/to/its/python

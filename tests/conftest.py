@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from offline import leaves_this_machine
 
 from vft_lib.checkpoint import save_tokenizer
 from vft_lib.config import (
@@ -27,6 +29,26 @@ from vft_lib.tokenizer import Tokenizer
 
 # Those need a ComfyUI: `make test-comfyui`.
 collect_ignore = [] if "COMFYUI" in os.environ else ["comfyui"]
+
+_reached: list[str] = []
+
+
+def _watch(event: str, args: tuple[Any, ...]) -> None:
+    if event.startswith("socket.") and (host := leaves_this_machine(event, args)):
+        _reached.append(host)
+        raise PermissionError(f"a test may not reach {host}")
+
+
+sys.addaudithook(_watch)  # for good: Python has no way to take one away
+
+
+@pytest.fixture(autouse=True)
+def connections() -> Iterator[list[str]]:
+    """Hosts beyond this machine that the test tried to reach: none, or it fails."""
+    _reached.clear()
+    yield _reached
+    assert not _reached, f"this test reached out to {_reached}"
+
 
 TINY = TokenizerConfig(
     name="tiny",

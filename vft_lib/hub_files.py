@@ -68,8 +68,10 @@ class Offer:
 def offer(entry: Entry, endpoint: str | None = None) -> Offer:
     """Asks the hub what it has for `entry`. VftError if one of its files is not there; of a model
     that is not in the catalogue, config.json may be missing (its weight file can carry one)."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, constants
 
+    # Else it also asks its default hub, whatever `endpoint` says, which coding agents there are.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     api = HfApi(endpoint=endpoint)
     try:
         info = api.model_info(
