@@ -15,7 +15,9 @@ import numpy as np
 
 from vft_lib.errors import VftError
 from vft_lib.video_in import probe, read_frames
+from vft_lib.video_out import write_video
 
+SOUNDS = (".mp4", ".mkv", ".ts")
 MOST = 400  # frames that are read; one damaged timestamp may hold a picture for ten minutes
 
 
@@ -46,8 +48,13 @@ def outcome(path: Path) -> tuple[str, int, list[str]]:
             count += 1
         for frame in read_frames(path, fps=8, size=(32, 32), max_frames=MOST):
             assert frame.shape == (32, 32, 3)
+        if path.suffix in SOUNDS:  # whatever its sound is, the video that gets it is written
+            frames = [np.zeros((16, 16, 3), np.uint8)] * 8
+            write_video(
+                path.with_name("out.mp4"), frames, 8, audio_from=path, on_problem=told.append
+            )
     except VftError as e:
-        assert "\n" not in str(e)
+        assert "\n" not in str(e) and "cannot be written" not in str(e)
         return str(e), count, told
     return "frames", count, told
 

@@ -134,6 +134,46 @@ def test_a_cancelled_run_stops_and_the_next_one_is_as_ever(made: Made, node: str
     assert torch.equal(first(made.host.run(node, **inputs[node])), expected)
 
 
+@pytest.mark.parametrize(
+    ("node", "inputs", "part"),
+    [
+        ("VFTDecode", {"steps": 50, "guidance": 1.0, "preview": False}, "decoder"),
+        ("VFTEncode", {}, "encoder"),
+        ("VFTTextToTokens", {"prompt": "a red ball", "budget": 8}, "network.head"),
+    ],
+)
+def test_a_cancel_is_seen_inside_our_own_loop(
+    made: Made, monkeypatch: pytest.MonkeyPatch, node: str, inputs: dict[str, Any], part: str
+) -> None:
+    """ComfyUI looks for a cancel between nodes and where its progress bar is drawn. Here nobody
+    draws one, and the cancel comes in the middle of the network: only our own check is left."""
+    import comfy.model_management as mm
+    import comfy.utils
+
+    models = {
+        "VFTDecode": {"tokenizer": made.tokenizer, "tokens": made.tokens},
+        "VFTEncode": {"tokenizer": made.tokenizer, "images": made.clip[0].repeat(6, 1, 1, 1)},
+        "VFTTextToTokens": {"prior": made.prior},
+    }
+    model = made.prior.model if "prior" in models[node] else made.tokenizer.model
+    module = model.get_submodule(part)
+    calls: list[None] = []
+    forward = module.forward
+
+    def pressed(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 2:
+            mm.interrupt_current_processing()
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(module, "forward", pressed)
+    monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", lambda *_: None)
+    with pytest.raises(mm.InterruptProcessingException):
+        made.host.run(node, **models[node], **inputs)
+    assert len(calls) == 2, "it went on after the cancel"
+    assert not mm.processing_interrupted()
+
+
 # ---------------------------------------------------------------------- memory
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from conftest import moving_picture
 from PIL import Image
+from read_damaged import damaged
 from test_video_io import encode, flat, indices
 
 from vft_lib.cli import main
@@ -32,6 +33,7 @@ from vft_lib.stream import encode_file
 from vft_lib.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 from vft_lib.video_in import check_source, probe, read_frames, read_image
+from vft_lib.video_out import write_video
 
 READ_DAMAGED = Path(__file__).with_name("read_damaged.py")
 DAMAGES = 40  # of each kind of file
@@ -72,6 +74,7 @@ def whole_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = {"g": "8"}
     encode(folder / "whole.mp4", clip, options=plain, sound=("aac", 44100, 1.0))
     encode(folder / "whole.mkv", clip, options=plain, sound=("aac", 44100, 1.0))
+    encode(folder / "whole.ts", clip, options=plain, sound=("aac", 44100, 1.0))
     encode(folder / "whole.webm", clip, codec="libvpx", options=plain)
     encode(folder / "whole.avi", clip, codec="mpeg4", options=plain)
     encode(folder / "whole.flv", clip, codec="flv1")
@@ -85,7 +88,7 @@ def whole_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_random_damage_gives_frames_or_one_line_and_nothing_else(whole_files: Path) -> None:
-    """Eleven kinds of file, 40 damages each. Found an IndexError (GIF), a ValueError of PyAV's side
+    """Twelve kinds of file, 40 damages each. Found an IndexError (GIF), a ValueError of PyAV's side
     data, a 200 megapixel frame in a 20 kB FLV, and a picture held for years."""
     command = [
         sys.executable,
@@ -100,7 +103,7 @@ def test_random_damage_gives_frames_or_one_line_and_nothing_else(whole_files: Pa
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert run.returncode == 0, f"{run.stderr[-2000:]}\nafter {lines[-1:]}"
     done = [line for line in lines if "outcome" in line]
-    assert len(done) == 11 * DAMAGES
+    assert len(done) == 12 * DAMAGES
     slowest = max(done, key=lambda line: float(line["seconds"]))
     assert slowest["seconds"] < 10, slowest
     assert done[-1]["megabytes"] - done[0]["megabytes"] < 600
@@ -169,6 +172,24 @@ def test_what_was_decoded_before_a_cut_is_kept(
     assert 10 < tokens.frames < 50 and problems
     whole = list(read_frames(path, size=(32, 32), fps=20, on_problem=problems.append))
     assert tokens.frames == len(whole)
+
+
+def test_sound_that_cannot_be_used_does_not_cost_the_video(tmp_path: Path) -> None:
+    """Sound of a codec without a decoder ended a decode with an AttributeError, damaged sound that
+    was copied ended it with "out.mp4 cannot be written"."""
+    frames = [flat(i) for i in range(10)]
+    path = encode(tmp_path / "a.mkv", frames, rate=10, sound=("aac", 44100, 1.0))
+    path.write_bytes(path.read_bytes().replace(b"A_AAC", b"A_ZZZ"))
+    problems: list[str] = []
+    out = tmp_path / "out.mp4"
+    assert write_video(out, frames, 10, audio_from=path, on_problem=problems.append) == 10
+    assert "no decoder" in problems[0] and len(list(read_frames(out))) == 10
+    whole = encode(tmp_path / "a.ts", frames, rate=10, sound=("aac", 44100, 1.0)).read_bytes()
+    rng, problems = np.random.default_rng(0), []
+    for _ in range(30):
+        path.write_bytes(damaged(whole, rng))
+        assert write_video(out, frames, 10, audio_from=path, on_problem=problems.append) == 10
+    assert any("ends early or is left out" in p for p in problems)
 
 
 # --- what containers claim --------------------------------------------------------------------

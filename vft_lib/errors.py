@@ -12,10 +12,14 @@ class VftError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        text = str(message)
-        if len(text) > LONGEST:
-            text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
-        super().__init__("".join(c if c.isprintable() else "?" for c in text))
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+    """`text` as a line of bounded length that does nothing to a terminal."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 class ConfigError(VftError):

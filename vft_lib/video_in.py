@@ -21,7 +21,19 @@ from pathlib import Path
 import av
 import numpy as np
 
-from . import av_in, image_in
+from . import image_in
+from .av_in import (
+    av_frames,
+    av_shots,
+    display_matrix,
+    frame_rate,
+    has_alpha,
+    no_picture,
+    open_av,
+    square_width,
+    video_stream,
+)
+from .errors import printable
 from .frames import PathLike, Report, VideoError, fit_frame, fit_size
 from .shots import Problem, Shot, degrees, upright_size
 
@@ -67,25 +79,25 @@ def probe(path: PathLike) -> VideoInfo:
             ends = [shot.time + shot.duration for shot in source]
         fps = len(ends) / ends[-1] if ends[-1] else 1.0
         return VideoInfo(w, h, fps, len(ends), ends[-1] or None, degrees(matrix), False, alpha)
-    with av_in.open_av(file) as container:
-        stream = av_in.video_stream(container, file)
-        frame = next(av_in.av_frames(container, stream), None)
+    with open_av(file) as container:
+        stream = video_stream(container, file)
+        frame = next(av_frames(container, stream), None)
         if frame is None:
-            raise av_in.no_picture(file)
+            raise no_picture(file)
         duration = (container.duration or 0) / av.time_base
         if stream.duration and stream.time_base:
             duration = float(stream.duration * stream.time_base)
-        matrix = av_in.display_matrix(frame)
-        h, w = upright_size((frame.height, av_in.square_width(frame, stream)), matrix)
+        matrix = display_matrix(frame)
+        h, w = upright_size((frame.height, square_width(frame, stream)), matrix)
         return VideoInfo(
             width=w,
             height=h,
-            fps=av_in.frame_rate(stream),
+            fps=frame_rate(stream),
             frames=stream.frames if stream.frames > 0 else None,
             duration=duration if duration > 0 else None,
             rotation=degrees(matrix),
             has_audio=bool(container.streams.audio),
-            has_alpha=av_in.has_alpha(frame),
+            has_alpha=has_alpha(frame),
         )
 
 
@@ -126,14 +138,14 @@ def read_frames(
     def problem(kind: str, where: str) -> None:
         if kind not in told:
             told.add(kind)
-            (on_problem or log.warning)(f"{file.name}: {kind}, {where}.")
+            (on_problem or log.warning)(printable(f"{file.name}: {kind}, {where}."))
 
     def frames() -> Generator[np.ndarray, None, None]:
         image = image_in.open_image(file)
         if image is not None:
             source = image_in.image_shots(image, file, problem, size)
         else:
-            source = av_in.av_shots(file, start, problem, size)
+            source = av_shots(file, start, problem, size)
         target, shown = size, None
         picture: np.ndarray = np.empty(0)
         with closing(source) as shots:

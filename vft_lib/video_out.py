@@ -16,9 +16,8 @@ from av.error import FFmpegError
 from PIL import Image
 
 from .atomic import temporary, whole
-from .av_in import open_av
 from .frames import PathLike, Report, VideoError, check_frame
-from .video_in import check_source
+from .video_in import check_source, open_av
 
 _COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # players take these in mp4
 
@@ -134,17 +133,25 @@ class VideoWriter:
         try:
             self._packet = next(self._sound, None) if self._sound else None
         except (FFmpegError, ValueError) as error:
-            self._packet = None
-            self._report(f"The sound of {self._audio_from} ends early or is left out ({error}).")
+            self._end_sound(error)
+
+    def _end_sound(self, error: Exception) -> None:
+        """What the source's damage takes away is told; the video goes on without it."""
+        self._sound = self._packet = None
+        self._report(f"The sound of {self._audio_from} ends early or is left out ({error}).")
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         """Encode one picture (None: the end), and bring the sound as far as the video."""
         assert self._out is not None
         with _as_video_error(self.path):
             self._out.mux(self._video.encode(picture))
-            while self._packet is not None and self._packet[0] < self.frames / self.rate:
+        while self._packet is not None and self._packet[0] < self.frames / self.rate:
+            try:
                 self._out.mux(self._packet[1])
-                self._next_sound()
+            except FFmpegError as error:  # a full disk shows at the next picture too
+                self._end_sound(error)
+                return
+            self._next_sound()
 
 
 @contextmanager
@@ -167,6 +174,8 @@ def _sound(
             return
         track: Any = source.streams.audio[0]
         clock: Any = source.streams.video[0] if source.streams.video else track
+        if track.codec_context is None:
+            raise ValueError("there is no decoder for it here")
         zero = start + float((clock.start_time or 0) * (clock.time_base or 0))
         if start > 1:
             source.seek(int(zero * av.time_base))

@@ -76,6 +76,36 @@ def test_cancel_stops_the_node_and_the_next_run_is_clean(comfy: ComfyUI, node: s
     assert len(frames) == (17 if node == "write" else 49)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc: memory is unknown")
+def test_a_cancelled_decode_gives_its_memory_back(comfy: ComfyUI) -> None:
+    """A long decode holds the frames it has made; cancelled, it lets go of them, and the server
+    goes on as if nothing had been."""
+    frames = 801
+    prompt = straight_path(seed=8, frames=frames, steps=1)
+    kept = 4 * 3 * 64 * 64 * frames  # bytes of all frames, as an IMAGE
+    known = {name: node for name, node in prompt.items() if name not in ("decode", "video")}
+    comfy.run(straight_path(seed=9), LIMIT)  # imports, codecs and thread stacks stay, once
+    assert comfy.run(known, LIMIT).status == "success"  # clip, model and tokens stay in the cache
+    before = comfy.memory
+    held: list[int] = []
+
+    def cancel(node: str, value: int, total: int) -> None:
+        if node == "decode" and value > 0.75 * total and not held:
+            held.append(comfy.memory - before)
+            comfy.interrupt()
+
+    run = comfy.run(prompt, LIMIT, on_progress=cancel)
+    assert run.status == "interrupted" and run.executed[-1] == "decode"
+    assert held[0] > kept / 2, "nothing was held that could be given back"
+    end = time.monotonic() + 10
+    while (left := comfy.memory - before) > kept / 6 and time.monotonic() < end:
+        time.sleep(0.2)
+    assert left < kept / 6, f"{left / 1e6:.0f} of {held[0] / 1e6:.0f} MB are still held"
+    again = comfy.run(straight_path(seed=10), LIMIT)
+    assert again.status == "success", again.error
+    assert comfy.memory - before < kept / 4
+
+
 def loaded_video(name: str, start: float = 0, duration: float = 0) -> Prompt:
     """The straight path from a file in the input folder, with its sound; or of a part of it."""
     prompt = straight_path(seed=0, steps=2)
