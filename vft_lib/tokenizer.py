@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import flow
+from . import attention, flow
 from .config import TokenizerConfig
 from .decoder import Decoder, Modulation
 from .encoder import Encoder
@@ -60,6 +60,16 @@ class Tokenizer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.encoder.registers.dtype
+
+    def use_attention(self, backend: str = "auto") -> str:
+        """Compute attention with "sdpa", "xformers", "flex", or what is best here ("auto", as at
+        first). Returns the name of what that is; VftError says why one cannot run here. The
+        results are the same but for rounding."""
+        trunks = (self.encoder.trunk, self.decoder.trunk)
+        chosen = [attention.choose(backend, trunk.mask, self.device) for trunk in trunks]
+        for trunk in trunks:
+            trunk.backend = backend
+        return chosen[1]
 
     # ------------------------------------------------------------------ pixels -> tokens
 
