@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .attention_layout import Layout, key_bias
-from .masks import frame_mask, sees
+from .masks import frame_mask, remembered, sees
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -74,7 +74,7 @@ def xformers(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> T
     return y.view(batch, -1, *y.shape[2:]).transpose(1, 2)[..., :width]
 
 
-@lru_cache(maxsize=16)
+@remembered
 def xformers_bias(layout: Layout, batch: int, device: torch.device) -> Any:
     """What xformers knows of the mask. Keys of one clip serve all its frames: their blocks begin
     at the same place and differ in length."""
@@ -121,7 +121,7 @@ def _compiled_flex() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-@lru_cache(maxsize=16)
+@remembered
 def _block_mask(layout: Layout, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from .config import MaskConfig
+from .masks import remembered
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def merges_registers(mask: MaskConfig) -> bool:
     return mask.mode in ("full", "time_block_causal")
 
 
-@lru_cache(maxsize=16)
+@remembered
 def key_bias(layout: Layout, device: torch.device) -> Tensor:
     """What is added to the logits of each key `[T]`, float32: ln(weight)."""
     bias = torch.zeros(layout.frames, layout.each, device=device)

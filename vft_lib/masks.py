@@ -6,12 +6,28 @@ of frame 1, … In the published configs patches are called "prefix" and registe
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .config import MaskConfig
+
+Result = TypeVar("Result")
+
+
+def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`lru_cache` that torch.compile can trace: while it does, the function is called as it is, and
+    what it makes becomes a part of the graph."""
+    cached = lru_cache(maxsize=64)(function)
+
+    @wraps(function)
+    def call(*args: Any) -> Result:
+        return function(*args) if torch.compiler.is_compiling() else cached(*args)
+
+    return call
 
 
 def sees(config: MaskConfig, p: int | Tensor, each: int | Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -57,7 +73,7 @@ def attention_mask(
     return sees(config, p, p + r, place[:, None], place[None])
 
 
-@lru_cache(maxsize=64)
+@remembered
 def frame_mask(
     config: MaskConfig, frame: int, p: int, r: int, device: torch.device
 ) -> Tensor | None:
