@@ -13,7 +13,7 @@ from test_masks import MODES
 from torch import Tensor
 from torch.nn import functional as F
 
-from vft_lib import attention, flow
+from vft_lib import attention_backends, flow
 from vft_lib.attention import Layout, attend, merges_registers
 from vft_lib.config import DecoderStep, MaskConfig, PosembConfig
 from vft_lib.decoder import Decoder
@@ -47,7 +47,7 @@ def test_attention_is_that_of_the_mask(mask: MaskConfig) -> None:
 
 def test_time_blocks_never_make_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """2560 x 2560 booleans, for the published models, in every block of every step."""
-    monkeypatch.setattr(attention, "attention_mask", None)
+    monkeypatch.setattr(attention_backends, "sees", None)
     sizes = []
     plain = F.scaled_dot_product_attention
 
@@ -55,7 +55,7 @@ def test_time_blocks_never_make_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
         sizes.append((q.shape[2], k.shape[2], options["attn_mask"]))
         return plain(q, k, v, **options)
 
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(attention_backends.F, "scaled_dot_product_attention", watched)
     q = normal(0, 1, 1, 27, 8)
     attend(q, q, q, Layout(MaskConfig("time_block_causal"), 3, 4, 5), 1.0)
     assert sizes == [(9, 9, None), (9, 18, None), (9, 27, None)]  # nothing of the upper triangle
@@ -71,7 +71,7 @@ def test_a_weighted_key_counts_as_often_as_it_says(
     spread = [torch.cat([x, x[..., 3:, :].expand(-1, -1, -1, 247, -1)], 3) for x in merged]
     layout, (q, k, v) = Layout(mask, 3, 2, 2, 248), [x.flatten(2, 3) for x in merged]
     if folded:
-        q, k, v = attention.fold_weights(q, k, v, layout, 0.3)
+        q, k, v = attention_backends.fold_weights(q, k, v, layout, 0.3)
         layout = dataclasses.replace(layout, weight=1)
     small = attend(q, k, v, layout, 0.3)[..., :8]
     a, b, c = (x.double().flatten(2, 3) for x in spread)
@@ -85,7 +85,7 @@ def test_folded_weights_are_finer_than_sixteen_bits() -> None:
     """In one bfloat16 number ln 248 / scale is off by up to 0.4 %: a weight wrong by 1 %."""
     q, k, v = (torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16) for _ in range(3))
     layout = Layout(MaskConfig("full"), 1, 2, 2, 248)
-    q, k, v = attention.fold_weights(q, k, v, layout, 0.125)
+    q, k, v = attention_backends.fold_weights(q, k, v, layout, 0.125)
     logits = 0.125 * (q.double() @ k.double().transpose(2, 3))[0, 0, 0]
     assert logits.exp().tolist() == pytest.approx([1, 1, 1, 248], rel=1e-4)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vft_lib.errors import VftError
-from vft_lib.sampling import Sampler, guide, keep_top_k, keep_top_p
+from vft_lib.sampling import Sampler, above_threshold, guide, keep_top_k, keep_top_p
 
 
 def kept(logits: torch.Tensor) -> list[list[int]]:
@@ -39,6 +39,21 @@ def test_top_p_that_looks_at_few_is_top_p_that_sorts_all() -> None:
     logits = torch.randn(4, 5000, generator=torch.Generator().manual_seed(0)) * 2
     for p in (0.2, 0.7, 0.99):
         assert torch.equal(keep_top_p(logits, p, first=16), keep_top_p(logits, p, first=5000))
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0, 8.0])
+def test_the_threshold_of_a_gpu_is_that_of_a_sort(spread: float) -> None:
+    logits = torch.randn(4, 5000, generator=torch.Generator().manual_seed(0)) * spread
+    for p in (0.01, 0.2, 0.7, 0.9, 0.999):
+        assert kept(above_threshold(logits, p)) == kept(keep_top_p(logits, p)), p
+
+
+def test_the_threshold_after_top_k_counts_what_is_left() -> None:
+    logits = keep_top_k(torch.tensor([[0.5, 0.3, 0.1, 0.1]]).log(), 2)
+    assert kept(above_threshold(logits, 0.6)) == [[0]]
+    assert kept(above_threshold(logits, 0.65)) == [[0, 1]]
+    certain = torch.tensor([[0.0, -1e4, -1e4]])
+    assert kept(above_threshold(certain, 0.5)) == [[0]]
 
 
 def test_top_p_after_top_k_counts_what_is_left() -> None:

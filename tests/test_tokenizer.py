@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch import Tensor
 from vft_lib import flow
 from vft_lib.config import DecoderStep, PosembConfig
 from vft_lib.errors import ConfigError, VftError
+from vft_lib.loading import load_tokenizer
 from vft_lib.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 
@@ -402,7 +404,7 @@ def test_later_chunks_begin_with_the_last_decoded_frame(
 ) -> None:
     calls = recorded(tiny_tokenizer, monkeypatch)
     tokens, real = tiny_tokenizer.encode(clips(1, 33)), tiny_tokenizer.vae.decode
-    monkeypatch.setattr(tiny_tokenizer.vae, "decode", lambda latents: 9 * real(latents))
+    monkeypatch.setattr(tiny_tokenizer.vae, "decode", lambda latents, *_: 9 * real(latents))
     tiny_tokenizer.decode(tokens, steps=2)
     with torch.inference_mode():
         last = tiny_tokenizer.vae.decode(calls[0]["latents"])[:, :, -1:]
@@ -574,3 +576,50 @@ def test_videos_of_no_video_shape_are_named(
 ) -> None:
     with pytest.raises(VftError, match=told):
         tiny_tokenizer.encode(torch.zeros(shape, dtype=dtype))
+
+
+# ------------------------------------------------------------------ speed and memory
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_compiled_step_gives_the_same_pictures(tiny_checkpoint: Path, guidance: float) -> None:
+    tok = load_tokenizer(tiny_checkpoint, device="cpu")
+    tokens, graphs = tok.encode(clips(1, 33), budget=3), []
+    plain = tok.decode(tokens, steps=3, guidance=guidance)
+
+    def traced(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    tok.compile_decoder(traced)
+    assert torch.allclose(tok.decode(tokens, steps=3, guidance=guidance), plain, atol=1e-4)
+    assert len(graphs) == (1 if guidance == 1 else 2)  # for each shape, whole, once
+    tok.decode(tokens, steps=5, guidance=guidance, seed=7)
+    assert len(graphs) == (1 if guidance == 1 else 2)
+    assert "compiled" not in dict(tok.named_children())
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_inductor_gives_the_same_pictures(tiny_checkpoint: Path) -> None:
+    tok = load_tokenizer(tiny_checkpoint, device="cpu")
+    tokens = tok.encode(clips(1, 33), budget=3)
+    plain = tok.decode(tokens, steps=3, guidance=3.0)
+    tok.compile_decoder()
+    assert torch.allclose(tok.decode(tokens, steps=3, guidance=3.0), plain, atol=1e-4)
+
+
+def test_less_memory_for_the_same_result(tiny_checkpoint: Path) -> None:
+    tok = load_tokenizer(tiny_checkpoint, device="cpu")
+    video = clips(1, 33)
+    tokens = tok.encode(video)
+    plain = tok.decode(tokens, steps=2)
+    assert tok.limit_memory(tok.chunk_memory()) == 5
+    assert tok.limit_memory(tok.chunk_memory() // 2) == 2
+    assert tok.limit_memory(1) == tok.at_once == 1
+    assert torch.equal(tok.encode(video).ids, tokens.ids)
+    assert torch.allclose(tok.decode(tokens, steps=2), plain, atol=1e-4)
+    low = list(tok.decode_chunks(tokens, steps=2, low_memory=True))
+    assert torch.allclose(torch.cat(low, 2), plain, atol=1e-4)
+    assert tok.limit_memory(None) == 5
+    assert tok.at_once is None

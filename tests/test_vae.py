@@ -115,3 +115,31 @@ def test_folding_the_scale_changes_the_latents_only() -> None:
     one_sigma = mean + (0.5 * logvar).exp()
     new_one_sigma = new_mean + (0.5 * new_logvar).exp()
     assert torch.allclose(new_one_sigma, one_sigma / scale.view(shape), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 9])
+def test_in_pieces_it_is_the_same(vae: VideoAutoencoder, at_once: int) -> None:
+    """Seams along time are exact: every layer that looks back remembers what it has seen."""
+    video = normal(0, 2, 3, 17, 16, 24)
+    whole, pieces = vae.moments(video), vae.moments(video, at_once)
+    for a, b in zip(whole, pieces):
+        assert torch.allclose(a, b, atol=1e-5)
+    latents = normal(1, 2, 4, 5, 2, 3)
+    assert torch.allclose(vae.decode(latents, at_once), vae.decode(latents), atol=1e-5)
+
+
+def test_in_pieces_it_takes_less_memory() -> None:
+    """What is alive at once, in a large enough picture, counted by the profiler."""
+    vae = VideoAutoencoder(VAEConfig(16, (1, 1, 2, 2), 1, 1, 4)).requires_grad_(False)
+    latents = normal(0, 2, 4, 5, 12, 12)
+    peaks = []
+    for at_once in (None, 1):
+        with torch.profiler.profile(profile_memory=True) as profile, torch.inference_mode():
+            vae.decode(latents, at_once)
+        alive = peak = 0
+        for event in profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                alive += event.nbytes()
+                peak = max(peak, alive)
+        peaks.append(peak)
+    assert peaks[1] < 0.5 * peaks[0]

@@ -1,45 +1,30 @@
 """Self-attention over the packed sequence: only the work that the mask leaves.
 
-No `T x T` mask is made where time blocks say it all: a frame's queries see a prefix of the keys,
-so each frame is one plain attention call. A register may stand for several equal ones; as a key it
-then counts that often, which is ln(weight) added to its logits, in float32.
+One interface, :func:`attend`, and three backends behind it (`attention_backends.py`). None makes a
+`T x T` mask where blocks of frames say it all, and none looks at later frames where the mask
+forbids it. A register may stand for several equal ones; as a key it then counts that often, which
+is ln(weight) added to its logits, in float32.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+import importlib.util
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .attention_backends import flex, sdpa, xformers
+from .attention_layout import Layout, merges_registers
 from .config import MaskConfig
-from .masks import attention_mask
+from .errors import VftError
 
+BACKENDS = {"sdpa": sdpa, "xformers": xformers, "flex": flex}
+NAMES = ("auto", *BACKENDS)
 
-@dataclass(frozen=True)
-class Layout:
-    """What is packed: `frames` latent frames, each of `patches` patches and then `registers`
-    registers. The last register of every frame stands for `weight` equal ones."""
-
-    mask: MaskConfig
-    frames: int
-    patches: int
-    registers: int
-    weight: int = 1
-
-    @property
-    def each(self) -> int:
-        """Tokens of a frame."""
-        return self.patches + self.registers
-
-
-def merges_registers(mask: MaskConfig) -> bool:
-    """Whether registers of a frame that begin equal stay equal through the trunk: nothing may order
-    them within their frame (spec, tokenizer.md 7)."""
-    return mask.mode in ("full", "time_block_causal")
+__all__ = ["BACKENDS", "NAMES", "Layout", "attend", "choose", "merges_registers", "refusals"]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout | Tensor, scale: float) -> Tensor:
@@ -47,49 +32,65 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout | Tensor, scale: floa
     In place of a layout: a mask `[B,1,1,T]`, True for the keys that are seen."""
     if isinstance(layout, Tensor):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=layout, scale=scale)
-    width, bias = v.shape[-1], None
-    if layout.weight > 1:
-        assert merges_registers(layout.mask)
-        if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
-            q, k, v = fold_weights(q, k, v, layout, scale)  # a bias would force a slower kernel
-        else:
-            bias = _key_bias(layout, q.device).to(torch.promote_types(q.dtype, torch.float32))
-    if layout.mask.mode == "full":
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    elif layout.mask.mode == "time_block_causal":
-        parts = []
-        for end in range(layout.each, q.shape[2] + 1, layout.each):
-            mine = q[:, :, end - layout.each : end]  # one frame sees itself and all before it
-            seen = None if bias is None else bias[..., :end]
-            parts.append(F.scaled_dot_product_attention(
-                mine, k[:, :, :end], v[:, :, :end], attn_mask=seen, scale=scale
-            ))  # fmt: skip
-        y = torch.cat(parts, dim=2)
+    assert layout.weight == 1 or merges_registers(layout.mask)
+    name = layout.backend
+    if name == "auto":
+        name = preferred(layout.mask, q.device)
+    return BACKENDS[name](q, k, v, layout, scale)
+
+
+def preferred(mask: MaskConfig, device: torch.device) -> str:
+    """What "auto" means. Plain attention calls, one a frame, reach the fastest kernels wherever
+    blocks of frames say it all; other masks would take a slower one on a GPU, so there flex
+    compiles its own."""
+    plain = mask.mode in ("full", "causal", "time_block_causal")
+    if plain or device.type != "cuda" or refusals(mask, device)["flex"]:
+        return "sdpa"
+    return "flex"
+
+
+def choose(name: str, mask: MaskConfig, device: torch.device) -> str:
+    """The backend that `name` ("auto" or one of BACKENDS) stands for; VftError says why one cannot
+    run here."""
+    if name not in NAMES:
+        raise VftError(f"no attention backend {name!r}; choose {', '.join(NAMES)}")
+    if name == "auto":
+        return preferred(mask, device)
+    why = refusals(mask, device)[name]
+    if why:
+        raise VftError(f"attention backend {name!r} cannot run here: {why}; choose auto or sdpa")
+    return name
+
+
+@lru_cache(maxsize=64)
+def refusals(mask: MaskConfig, device: torch.device) -> dict[str, str]:
+    """Every backend, and why it does not run here ("" where it does): each is tried on a few
+    numbers and held against plain attention."""
+    found = {"sdpa": ""}
+    if importlib.util.find_spec("xformers") is None:
+        found["xformers"] = "the package xformers is not installed"
+    elif device.type != "cuda":
+        found["xformers"] = "its kernels need a CUDA device"
+    elif mask.mode not in ("full", "causal", "time_block_causal"):
+        found["xformers"] = f"it has no bias for masks of the mode {mask.mode!r}"
     else:
-        mask = attention_mask(
-            layout.mask, layout.frames, layout.patches, layout.registers, q.device
-        )
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return y[..., :width]
+        found["xformers"] = _trial("xformers", mask, device)
+    found["flex"] = _trial("flex", mask, device)
+    return found
 
 
-def fold_weights(
-    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys' weights as eight more channels: ln(weight) / scale in two parts, as one 16-bit number
-    would be off by up to 1 % of the weight; queries have 1 there."""
-    log = _key_bias(layout, q.device)[0, 0, 0] / scale  # (T,)
-    high = log.to(k.dtype)
-    extra = torch.stack([high, (log - high.float()).to(k.dtype)], -1)
-    extra = F.pad(extra, (0, 6)).expand(*k.shape[:2], -1, -1)
-    return (
-        torch.cat([q, torch.ones_like(q[..., :8])], -1), torch.cat([k, extra], -1), F.pad(v, (0, 8))
-    )  # fmt: skip
-
-
-@lru_cache(maxsize=16)
-def _key_bias(layout: Layout, device: torch.device) -> Tensor:
-    """What is added to the logits of each key `[1,1,1,T]` float32."""
-    bias = torch.zeros(layout.frames, layout.each, device=device)
-    bias[:, -1] = math.log(layout.weight)
-    return bias.view(1, 1, 1, -1)
+def _trial(name: str, mask: MaskConfig, device: torch.device) -> str:
+    """What goes wrong when a backend is tried, "" if nothing does."""
+    weight = 3 if merges_registers(mask) else 1
+    layout = Layout(mask, frames=2, patches=3, registers=2, weight=weight, backend=name)
+    half = torch.bfloat16 if device.type == "cuda" else torch.float32
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 10, 64, generator=g).to(device, half) for _ in range(3))
+    try:
+        with torch.inference_mode():
+            here = BACKENDS[name](q, k, v, layout, 0.125)
+            plain = sdpa(q.float(), k.float(), v.float(), replace(layout, backend="sdpa"), 0.125)
+    except Exception as e:  # whatever a compiler or a driver may raise
+        return f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
+    error = float((here.float() - plain).abs().max())
+    return "" if error < 0.05 else f"its result is off by {error:.2g}"

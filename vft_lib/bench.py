@@ -37,6 +37,7 @@ from .tokenizer import Progress, Tokenizer
 SIZES = ("default", "k600", "d28", "prior-d16")
 BUDGETS = (1, 4, 16, 64, 256)
 PRIOR_IDS = 32  # ids written to measure a prior
+TEXT_ROWS = 128  # of the text that it reads: as long as published priors take
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -94,17 +95,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def run_bench(
     sizes: Sequence[str], device: torch.device, dtype: torch.dtype, *, repeat: int = 1,
-    progress: Progress | None = None,
+    attention: str = "auto", progress: Progress | None = None,
 ) -> tuple[list[Row], dict[str, object]]:  # fmt: skip
     """The stages of every size, and facts on the machine. `repeat`: the best of so many runs, after
-    the one in which operations are counted."""
+    the one in which operations are counted. `attention`: as `Tokenizer.use_attention` takes it."""
     for size in sizes:
         if size not in SIZES:
             raise VftError(f"no size {size!r}; choose among {', '.join(SIZES)}")
     rate = matmul_rate(device, dtype)
     rows: list[Row] = []
     for i, size in enumerate(sizes):
-        for stage, run in stages(size, device, dtype):
+        for stage, run in stages(size, device, dtype, attention):
             flops = operations(run)
             seconds = _best(run, device, repeat)
             rows.append(Row(size, stage, seconds, flops / 1e9, flops / seconds / rate))
@@ -121,13 +122,16 @@ def run_bench(
 
 
 def stages(
-    size: str, device: torch.device, dtype: torch.dtype
+    size: str, device: torch.device, dtype: torch.dtype, attention: str = "auto"
 ) -> Iterator[tuple[str, Callable[[], object]]]:
     """(name, what runs) for every stage of a size, on a batch of one."""
     if size == "prior-d16":
         with torch.device("meta"):
             prior = Prior(published_prior())
-        yield writing(made_up(prior, device, dtype))
+        prior = made_up(prior, device, dtype)
+        for clips in (1, 8):
+            yield writing(prior, clips)
+            yield writing(prior, clips, anew=True)
         return
     if size == "default":
         tok = load_tokenizer("default", device=device, dtype=dtype)
@@ -135,6 +139,7 @@ def stages(
         with torch.device("meta"):
             tok = Tokenizer(published(size), "made-up")
         tok = made_up(tok, device, dtype)
+    tok.use_attention(attention)
     c = tok.config
     video = torch.zeros(1, 3, c.chunk_frames, c.size, c.size, device=device, dtype=dtype)
     latents = torch.zeros(1, *c.latent_shape, device=device, dtype=dtype)
@@ -157,16 +162,20 @@ def decoder_step(tok: Tokenizer, k: int, guidance: float) -> Tensor:
     return tok.sample_latents(ids, noise, flow.Schedule(1), flow.Guidance(guidance, apg=False))
 
 
-def writing(prior: Prior) -> tuple[str, Callable[[], object]]:
-    """A prior that writes ids under guidance, from text of 32 rows."""
-    states = torch.ones(1, 32, prior.config.ctx_dim)
-    mask = torch.ones(1, 32, dtype=torch.bool)
+def writing(prior: Prior, clips: int = 1, anew: bool = False) -> tuple[str, Callable[[], object]]:
+    """A prior that writes ids under guidance from text. `anew`: with the text's keys and values
+    computed for every id, to compare with."""
+    rows = min(TEXT_ROWS, prior.config.max_text_len)
+    states = torch.ones(clips, rows, prior.config.ctx_dim)
+    mask = torch.ones(clips, rows, dtype=torch.bool)
 
     def write() -> Tensor:
-        condition = prior.network.condition(1, None, states, mask, guided=True)
+        for _ in range(PRIOR_IDS if anew else 1):
+            condition = prior.network.condition(clips, None, states, mask, guided=True)
         return prior.sample(condition, PRIOR_IDS, guidance=2.0)
 
-    return f"prior, {PRIOR_IDS} ids from text, guided", write
+    name = f"prior, {PRIOR_IDS} ids from text, guided"
+    return name + f", {clips} clips" * (clips > 1) + ", keys anew" * anew, write
 
 
 def operations(run: Callable[[], object]) -> int:

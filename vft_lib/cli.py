@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .cli_common import (
     DTYPES,
     Bars,
+    add_resource_options,
     answer,
     check_out,
     device_and_dtype,
@@ -116,11 +117,19 @@ def build_parser() -> argparse.ArgumentParser:
     for sub in (demo, encode):
         sub.add_argument("--fps", type=number, metavar="F", help="default: the tokenizer's")
         sub.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop")
+    add_resource_options(encode, decoding=False)
     for sub in (demo, decode):
+        add_resource_options(sub)
         sub.add_argument("--steps", type=int, metavar="N", help="sampling steps")
         sub.add_argument("--guidance", type=number, metavar="G", help="1: none")
         sub.add_argument("--seed", type=seed_number, default=0, metavar="S")
         sub.add_argument("--no-audio", action="store_true")
+    decode.add_argument(
+        "--method", default="euler", help="euler, or midpoint, heun: two velocities a step"
+    )
+    decode.add_argument(
+        "--shift", type=number, default=1.0, metavar="S", help="above 1: more steps in the noise"
+    )
     add_prior_commands(command)
     convert = commands.add_parser(
         "convert", help="published tokenizer or prior -> one file of ours"
@@ -202,7 +211,7 @@ def _decode(args: argparse.Namespace) -> None:
     audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
     frames = decode_file(
         load_tokenizer_for(args), tokens, args.out, steps=args.steps, guidance=args.guidance,
-        seed=args.seed,
+        seed=args.seed, method=args.method, shift=args.shift,
         first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
         progress=args.bars("decode"), on_problem=note,
     )  # fmt: skip

@@ -22,6 +22,7 @@ def add_bench_parser(commands: Any) -> None:
         "--dtype", default="auto", choices=("float32", "bfloat16", "float16", "auto"),
         help="auto: bfloat16 on CUDA, else float32",
     )  # fmt: skip
+    bench.add_argument("--attention", default="auto", help="auto (default), sdpa, xformers or flex")
     bench.add_argument("--repeat", type=int, default=3, metavar="N", help="the best of N runs")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -36,14 +37,14 @@ def _bench(args: argparse.Namespace) -> None:
     dtype = usual if args.dtype == "auto" else getattr(torch, args.dtype)
     rows, facts = run_bench(
         args.sizes or ["default"], device, dtype, repeat=max(1, args.repeat),
-        progress=args.bars("bench"),
+        attention=args.attention, progress=args.bars("bench"),
     )  # fmt: skip
     lines = [
         f"{facts['device']}, {facts['threads']} threads, {facts['dtype']}: matrix products reach "
         f"{facts['matmul_gflops']:,} GFLOP/s; peak memory {facts['peak_memory_gb']} GB",
-        f"{'size':10}{'stage':34}{'seconds':>10}{'GFLOP':>11}{'of matmul rate':>16}",
+        f"{'size':10}{'stage':46}{'seconds':>10}{'GFLOP':>11}{'of matmul rate':>16}",
     ]
     lines += [
-        f"{r.size:10}{r.stage:34}{r.seconds:10.4f}{r.gflop:11.1f}{r.share:16.0%}" for r in rows
+        f"{r.size:10}{r.stage:46}{r.seconds:10.4f}{r.gflop:11.1f}{r.share:16.0%}" for r in rows
     ]
     answer(args, "\n".join(lines), facts | {"rows": [dataclasses.asdict(r) for r in rows]})

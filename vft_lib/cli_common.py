@@ -53,12 +53,41 @@ def stored_dtype(args: argparse.Namespace) -> torch.dtype | None:
     return getattr(torch, DTYPES[args.dtype]) if args.dtype else None
 
 
+def add_resource_options(parser: argparse.ArgumentParser, decoding: bool = True) -> None:
+    """What a tokenizer may take: see :func:`load_tokenizer_for`."""
+    group = parser.add_argument_group("speed and memory")
+    group.add_argument("--attention", default="auto", help="auto (default), sdpa, xformers or flex")
+    group.add_argument(
+        "--memory", type=number, metavar="GB",
+        help="about what the autoencoder may take beside its weights; the same result",
+    )  # fmt: skip
+    if not decoding:
+        return
+    group.add_argument(
+        "--weights", metavar="int8|fp8",
+        help="the flow decoder's in eight bits: less memory, not quite the same pictures",
+    )  # fmt: skip
+    group.add_argument("--compile", action="store_true", help="pays for many chunks or clips")
+
+
 def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
-    """The tokenizer of --tokenizer, where --device and --dtype say."""
+    """The tokenizer of --tokenizer, where --device and --dtype say, with the options of
+    :func:`add_resource_options`."""
+    from .eight_bit import store_in_eight_bits
     from .loading import load_tokenizer
 
+    if args.memory is not None and args.memory <= 0:
+        raise VftError(f"--memory {args.memory:g}: give gigabytes, more than 0")
     device, dtype = device_and_dtype(args)
-    return load_tokenizer(args.tokenizer, device=device, dtype=dtype)
+    tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=dtype)
+    tokenizer.use_attention(args.attention)
+    if args.memory is not None:
+        tokenizer.limit_memory(int(args.memory * 1e9))
+    if getattr(args, "weights", None) is not None:
+        store_in_eight_bits(tokenizer, args.weights)
+    if getattr(args, "compile", False):
+        tokenizer.compile_decoder()
+    return tokenizer
 
 
 def check_out(path: Path) -> None:

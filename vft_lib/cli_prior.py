@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cli_common import (
+    add_resource_options,
     answer,
     check_out,
     device_and_dtype,
@@ -45,6 +46,8 @@ def add_prior_commands(command: Callable[..., Any]) -> None:
     refine.add_argument("tokens", type=Path, metavar="T.vft")
     refine.add_argument("-o", "--out", type=Path, required=True, metavar="U.vft")
     refine.add_argument("--caption", metavar="TEXT", help="what the clip shows")
+    add_resource_options(generate)
+    refine.add_argument("--compile", action="store_true", help="compile the network first")
     for sub in (generate, refine):
         sub.add_argument("-k", "--budget", type=int, metavar="K", help="tokens per latent frame")
         sub.add_argument("--seed", type=seed_number, default=0, metavar="S")
@@ -53,7 +56,6 @@ def add_prior_commands(command: Callable[..., Any]) -> None:
             "--temperature", type=number, default=1.0, metavar="T", help="0: likeliest"
         )
         sub.add_argument("--top-k", type=int, metavar="N", help="of the N likeliest ids only")
-        sub.add_argument("--compile", action="store_true", help="compile the network first")
         sub.add_argument("--top-p", type=number, metavar="P", help="of the likeliest share P only")
     surprise = command("surprise", _surprise, "bits that each token of a clip carries")
     surprise.add_argument("tokens", type=Path, metavar="T.vft")

@@ -93,6 +93,7 @@ class Transformer(nn.Module):
     def __init__(self, c: TransformerConfig, mask: MaskConfig, ops: Any = nn) -> None:
         super().__init__()
         self.mask = mask
+        self.backend = "auto"  # of attention: a name of attention.NAMES
         self.blocks = nn.ModuleList(Block(c, ops) for _ in range(c.depth))
 
     def modulate(self, time: Tensor) -> list[Tensor]:
@@ -109,7 +110,7 @@ class Transformer(nn.Module):
         stands for `weight` equal ones."""
         p, r = patches.shape[2], registers.shape[2]
         x = torch.cat([patches, registers], dim=2)  # (B, t, p+r, d)
-        layout = Layout(self.mask, x.shape[1], p, r, weight)
+        layout = Layout(self.mask, x.shape[1], p, r, weight, self.backend)
         for i, block in enumerate(self.blocks):
             x = block(x, layout, modulation[i] if modulation else None)
         return x[:, :, :p], x[:, :, p:]

@@ -6,33 +6,42 @@ of frame 1, … In the published configs patches are called "prefix" and registe
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .config import MaskConfig
 
+Result = TypeVar("Result")
 
-@lru_cache(maxsize=16)
-def attention_mask(
-    config: MaskConfig, t: int, p: int, r: int, device: torch.device
-) -> Tensor | None:
-    """`[t·(p+r), t·(p+r)]` bool, True where row (query) sees column (key); None: all see all."""
+
+def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`lru_cache` that torch.compile can trace: while it does, the function is called as it is, and
+    what it makes becomes a part of the graph."""
+    cached = lru_cache(maxsize=64)(function)
+
+    @wraps(function)
+    def call(*args: Any) -> Result:
+        return function(*args) if torch.compiler.is_compiling() else cached(*args)
+
+    return call
+
+
+def sees(config: MaskConfig, p: int | Tensor, each: int | Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """Whether the positions `q` see the positions `k` (integers that broadcast): `each` tokens a
+    frame, the first `p` of them patches. Elementwise, so that it serves masks of any part and
+    flex attention, which asks for one pair at a time."""
     if config.mode == "full":
-        return None
-    n = p + r
-    flat = torch.arange(t * n, device=device)
-    frame, slot = flat // n, flat % n
-    is_register = slot >= p
-    q = flat[:, None], frame[:, None], slot[:, None], is_register[:, None]
-    k = flat[None], frame[None], slot[None], is_register[None]
-    (q_flat, q_frame, q_slot, q_register), (k_flat, k_frame, k_slot, k_register) = q, k
-
+        return (q >= 0) & (k >= 0)
     if config.mode == "causal":
-        return k_flat <= q_flat
+        return k <= q
+    q_frame, q_slot, k_frame, k_slot = q // each, q % each, k // each, k % each
     if config.mode == "time_block_causal":
         return k_frame <= q_frame
+    q_register, k_register = q_slot >= p, k_slot >= p
     # Inside a frame: everyone sees all patches; a register also sees registers up to itself.
     own = (k_frame == q_frame) & (~k_register | (q_register & (k_slot <= q_slot)))
     earlier = k_frame < q_frame
@@ -52,3 +61,26 @@ def attention_mask(
         elif switch == "causal":
             seen = seen | (pair & (k_slot <= q_slot))
     return seen
+
+
+def attention_mask(
+    config: MaskConfig, t: int, p: int, r: int, device: torch.device
+) -> Tensor | None:
+    """`[t·(p+r), t·(p+r)]` bool, True where row (query) sees column (key); None: all see all."""
+    if config.mode == "full":
+        return None
+    place = torch.arange(t * (p + r), device=device)
+    return sees(config, p, p + r, place[:, None], place[None])
+
+
+@remembered
+def frame_mask(
+    config: MaskConfig, frame: int, p: int, r: int, device: torch.device
+) -> Tensor | None:
+    """The rows of one frame, up to its last column: `[p+r, (frame+1)·(p+r)]`. No mode looks into
+    later frames but "full". None: all of it is seen."""
+    if config.mode in ("full", "time_block_causal"):
+        return None
+    end = (frame + 1) * (p + r)
+    place = torch.arange(end, device=device)
+    return sees(config, p, p + r, place[-(p + r) :, None], place[None])

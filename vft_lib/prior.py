@@ -185,6 +185,7 @@ class Prior(nn.Module):
         if m == length:
             return flat.cpu()
         network = self.network
+        known = None if known is None else known.to(self.device)
         cache = Cache(self.config, rows, length, network.positions)
         given = flat[:, :m].repeat(2, 1) if guided else flat[:, :m]
         hidden = network.trunk(network.inputs(given, condition), condition, cache)
@@ -192,8 +193,7 @@ class Prior(nn.Module):
             logits = network.head(hidden[:, -1]).float()
             chosen = choose(guide(logits, guidance) if guided else logits)
             if known is not None:
-                given_id = known[:, i].to(chosen)
-                chosen = torch.where(given_id >= 0, given_id, chosen)
+                chosen = torch.where(known[:, i] >= 0, known[:, i], chosen)
             flat[:, i] = chosen
             if on_id is not None:
                 on_id(i + 1, flat)

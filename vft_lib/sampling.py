@@ -26,10 +26,14 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float, first: int = 1024) -> Tensor:
     """Keep the most likely ids of `[B,V]` until their probability reaches p, the one that crosses
-    it included; the rest become -inf. Looks at the `first` largest only, and at eight times as
-    many where those do not reach p: sorting 64,000 numbers a step is slower than the network."""
+    it included; the rest become -inf. Nothing is sorted: sorting 64,000 numbers a step is slower
+    than the network. On a CPU only the `first` largest are looked at, and eight times as many where
+    those do not reach p. A GPU would have to wait for that answer, so there p's threshold is
+    searched for, without one (ids exactly as likely as the one that crosses then stay, too)."""
     if p >= 1:
         return logits
+    if logits.is_cuda:
+        return above_threshold(logits, p)
     total = logits.logsumexp(-1, keepdim=True)
     while True:
         n = min(first, logits.shape[-1])
@@ -41,6 +45,21 @@ def keep_top_p(logits: Tensor, p: float, first: int = 1024) -> Tensor:
     reached = torch.cat([torch.zeros_like(before[:, :1]), before[:, :-1]], -1) >= p
     kept = values.masked_fill(reached, -torch.inf)
     return torch.full_like(logits, -torch.inf).scatter(-1, order, kept)
+
+
+def above_threshold(logits: Tensor, p: float) -> Tensor:
+    """Of `[B,V]` the ids at least as likely as the largest threshold above which lies p of the
+    probability, by bisection over all float32 numbers from 0 to 1: as integers, their bits are in
+    the same order. 31 sums of V numbers, and the host never waits."""
+    share = logits.float().softmax(-1)
+    bits = share.view(torch.int32)
+    low = torch.zeros_like(bits[:, :1])
+    high = torch.full_like(low, 0x3F800000)  # 1.0
+    for _ in range(31):
+        middle = (low + high + 1) // 2
+        enough = torch.where(bits >= middle, share, 0).sum(-1, keepdim=True) >= p
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
+    return logits.masked_fill(bits < low, -torch.inf)
 
 
 class Sampler:
@@ -81,4 +100,6 @@ class Sampler:
             logits = keep_top_p(logits, self.top_p)
         drawn = [torch.empty(logits.shape[-1]).exponential_(generator=g) for g in self.generators]
         noise = torch.stack(drawn).clamp(min=torch.finfo(torch.float32).tiny).log()
-        return (logits - noise.to(logits.device)).argmax(-1)
+        if logits.is_cuda:  # from pinned memory, so that the host goes on at once
+            noise = noise.pin_memory().to(logits.device, non_blocking=True)
+        return (logits - noise).argmax(-1)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import flow
 from .errors import VftError
 from .frames import PathLike, Report, fit_frame, to_frames, to_tensor, unfit_box
 from .tokenizer import Estimate, Tokenizer
@@ -103,27 +104,27 @@ def encode_frames(
 
 def decode_file(
     tokenizer: Tokenizer, tokens: Tokens, out: PathLike, *, steps: int | None = None,
-    guidance: float | None = None, seed: int = 0, first_frame: PathLike | None = None,
-    audio_from: PathLike | None = None, keep_bars: bool = False,
-    progress: Progress | None = None, on_problem: Report | None = None,
+    guidance: float | None = None, seed: int = 0, method: flow.Method = "euler",
+    shift: float = 1.0, first_frame: PathLike | None = None, audio_from: PathLike | None = None,
+    keep_bars: bool = False, progress: Progress | None = None, on_problem: Report | None = None,
     on_chunk: Callable[[Tensor], None] | None = None,
 ) -> int:  # fmt: skip
     """Tokens of one clip -> an mp4 at `tokens.fps`, one chunk in memory; returns its frame count.
 
-    `steps`, `guidance`, `seed` as in `Tokenizer.decode`. `first_frame`: an image that pins the
-    beginning, fitted like the clip was. `audio_from`: a file whose sound is carried over. A clip
-    that was padded comes back without its bars unless `keep_bars`; one that was stretched comes
-    back in its own aspect at the model's height. `progress(done, total)` counts sampling steps;
-    `on_chunk` gets every decoded chunk as float32 `[3,T,H,W]` in [-1,1], bars included. The file
-    appears when it is complete. Raises VftError for tokens of another tokenizer or more than one
-    clip, VideoError if the output cannot be written.
+    `steps`, `guidance`, `seed`, `method`, `shift` as in `Tokenizer.decode`. `first_frame`: an
+    image that pins the beginning, fitted like the clip was. `audio_from`: a file whose sound is
+    carried over. A clip that was padded comes back without its bars unless `keep_bars`; one that
+    was stretched comes back in its own aspect at the model's height. `progress(done, total)`
+    counts sampling steps; `on_chunk` gets every decoded chunk as float32 `[3,T,H,W]` in [-1,1],
+    bars included. The file appears when it is complete. Raises VftError for tokens of another
+    tokenizer or more than one clip, VideoError if the output cannot be written.
     """
     given = None
     if first_frame is not None:
         given = read_image(first_frame, tokens.size, tokens.fit)
     frames = decode_frames(
-        tokenizer, tokens, steps=steps, guidance=guidance, seed=seed, first_frame=given,
-        keep_bars=keep_bars, progress=progress, on_chunk=on_chunk,
+        tokenizer, tokens, steps=steps, guidance=guidance, seed=seed, method=method, shift=shift,
+        first_frame=given, keep_bars=keep_bars, progress=progress, on_chunk=on_chunk,
     )  # fmt: skip
     with VideoWriter(out, tokens.fps, audio_from=audio_from, on_problem=on_problem) as writer:
         for frame in frames:
@@ -133,9 +134,9 @@ def decode_file(
 
 def decode_frames(
     tokenizer: Tokenizer, tokens: Tokens, *, steps: int | None = None,
-    guidance: float | None = None, seed: int = 0, first_frame: np.ndarray | None = None,
-    keep_bars: bool = False, low_memory: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    guidance: float | None = None, seed: int = 0, method: flow.Method = "euler",
+    shift: float = 1.0, first_frame: np.ndarray | None = None, keep_bars: bool = False,
+    low_memory: bool = False, progress: Callable[[int, int], None] | None = None,
     estimate: Estimate | None = None, on_chunk: Callable[[Tensor], None] | None = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Tokens of one clip -> its frames, uint8 `[H,W,3]`, one chunk in memory. `first_frame`: uint8
@@ -148,8 +149,8 @@ def decode_frames(
         given = _still(fit_frame(first_frame, tokens.size, tokens.fit))
     show = unfit(tokens, keep_bars)
     for chunk in tokenizer.decode_chunks(
-        tokens, steps=steps, guidance=guidance, seed=seed, first_frame=given,
-        low_memory=low_memory, progress=progress, estimate=estimate,
+        tokens, steps=steps, guidance=guidance, seed=seed, method=method, shift=shift,
+        first_frame=given, low_memory=low_memory, progress=progress, estimate=estimate,
     ):  # fmt: skip
         if on_chunk is not None:
             on_chunk(chunk[0])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import flow
+from . import attention, flow
 from .config import TokenizerConfig
 from .decoder import Decoder, Modulation
 from .encoder import Encoder
@@ -47,6 +47,10 @@ class Tokenizer(nn.Module):
         self.encoder = Encoder(config, ops)
         self.fsq = FSQ(config.fsq_levels)
         self.decoder = Decoder(config, ops)
+        self.at_once: int | None = None
+        """Latent frames that the autoencoder works on at a time; None: a whole chunk. The same
+        result, in less memory: see :meth:`limit_memory`."""
+        self.compiled: Callable[..., Tensor] | None = None
         self._device: torch.device | None = None
 
     @property
@@ -61,6 +65,44 @@ class Tokenizer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.encoder.registers.dtype
+
+    def limit_memory(self, size: int | None) -> int:
+        """Let the autoencoder, which takes more memory beside its weights than the other parts,
+        take about `size` bytes a clip (None: what a whole chunk takes), but one latent frame's at
+        least. Returns how many latent frames it works on at a time; the results are the same."""
+        t = self.config.latent_shape[1]
+        each = self.chunk_memory() // t
+        self.at_once = None if size is None else min(t, max(1, size // each))
+        return self.at_once or t
+
+    def chunk_memory(self) -> int:
+        """Bytes that the autoencoder takes for a chunk of one clip beside its weights: twelve
+        activations at the full picture size, its widest place (of the published one at 128 px, on
+        a CPU, 7 were measured for encoding and 10.5 for decoding)."""
+        c = self.config
+        pixels = 4 * c.latent_shape[1] * c.size**2
+        return 12 * pixels * c.vae.width * self.dtype.itemsize
+
+    def compile_decoder(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the step of the flow decoder from now on (torch.compile). Shapes never change
+        from step to step, but with the number of clips and the budget, for each of which it is
+        compiled anew: it pays for many chunks. The results are the same but for rounding."""
+        decoder = self.decoder
+
+        def step(*inputs: Any) -> Tensor:  # a compiled module would become a part of this one
+            return decoder(*inputs)
+
+        self.compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
+
+    def use_attention(self, backend: str = "auto") -> str:
+        """Compute attention with "sdpa", "xformers", "flex", or what is best here ("auto", as at
+        first). Returns the name of what that is; VftError says why one cannot run here. The
+        results are the same but for rounding."""
+        trunks = (self.encoder.trunk, self.decoder.trunk)
+        chosen = [attention.choose(backend, trunk.mask, self.device) for trunk in trunks]
+        for trunk in trunks:
+            trunk.backend = backend
+        return chosen[1]
 
     # ------------------------------------------------------------------ pixels -> tokens
 
@@ -115,7 +157,10 @@ class Tokenizer(nn.Module):
 
     def ids_of(self, video: Tensor) -> Tensor:
         """One chunk `[B,3,T,H,W]` (T = 1 + 4n) -> ids `[B,t,K]`."""
-        return self.fsq.ids(self.encoder(self.vae.encode(video.to(self.device, self.dtype))))
+        return self.fsq.ids(self.encoder(self._latents_of(video)))
+
+    def _latents_of(self, video: Tensor) -> Tensor:
+        return self.vae.encode(video.to(self.device, self.dtype), self.at_once)
 
     # ------------------------------------------------------------------ tokens -> pixels
 
@@ -156,7 +201,8 @@ class Tokenizer(nn.Module):
     ) -> Iterator[Tensor]:  # fmt: skip
         """The streaming form of :meth:`decode`: yields `[B,3,T_i,H,W]`, one chunk at a time.
 
-        `low_memory` runs the two passes of guidance one after the other. `estimate(latents)` gets
+        `low_memory` runs the two passes of guidance one after the other, and the autoencoder on one
+        latent frame at a time. `estimate(latents)` gets
         the chunk `[B,C,t,h,w]` that each sampling step points at: `vae.decode` of its first latent
         frame is a preview."""
         c = self.config
@@ -215,7 +261,7 @@ class Tokenizer(nn.Module):
         """ids `[B,t,k]` -> video `[B,3,4t-3,H,W]`, not clamped, on the model's device."""
         pinned = None
         if given is not None:
-            pinned = self.vae.encode(given.to(self.device, self.dtype))
+            pinned = self._latents_of(given)
             # With prefix masking the registers of given frames are not looked at.
             if "prefix_masking" not in self.config.decoder.steps:
                 own = self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu()
@@ -223,7 +269,7 @@ class Tokenizer(nn.Module):
         latents = self.sample_latents(
             ids, noise, schedule, guidance, pinned, keep, progress, estimate, low_memory
         )
-        return self.vae.decode(latents.to(self.dtype))
+        return self.vae.decode(latents.to(self.dtype), 1 if low_memory else self.at_once)
 
     def sample_latents(
         self, ids: Tensor, noise: Tensor, schedule: flow.Schedule, guidance: flow.Guidance,
@@ -269,13 +315,15 @@ class Tokenizer(nn.Module):
                 modulation[part] = decoder.modulate(some, registers.dtype)
             return modulation[part].at(i)
 
+        step = decoder if self.compiled is None else self.compiled
+
         def velocity(x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
             m = modulate(time)
             if not guided:
-                return decoder(x, m, registers, weight), None
+                return step(x, m, registers, weight), None
             if not together:
-                return decoder(x, m, registers, weight), decoder(x, m, short, short_weight)
-            cond, uncond = decoder(torch.cat([x, x]), m, registers, weight).chunk(2)
+                return step(x, m, registers, weight), step(x, m, short, short_weight)
+            cond, uncond = step(torch.cat([x, x]), m, registers, weight).chunk(2)
             return cond, uncond
 
         return flow.sample(

@@ -19,6 +19,20 @@ from .errors import VftError
 
 FRONT_FRAMES = 3  # copies of the first frame put in front of a clip, so that T + 3 = 4t
 
+Past = dict[nn.Module, Tensor]
+"""The last frames that each causal layer has seen of a clip that comes piece by piece."""
+
+
+def with_front(layer: nn.Module, x: Tensor, frames: int, past: Past | None) -> Tensor:
+    """`x` `[B,T,...,C]` with the `frames` before it: zeros where the clip begins."""
+    before = None if past is None else past.get(layer)
+    if before is None:
+        before = x.new_zeros(x.shape[0], frames, *x.shape[2:])
+    x = torch.cat([before, x], dim=1)
+    if past is not None:
+        past[layer] = x[:, -frames:].clone()  # a view would keep all of x
+    return x
+
 
 class Conv2d(nn.Module):
     """k x k convolution of each frame."""
@@ -28,7 +42,7 @@ class Conv2d(nn.Module):
         self.conv = ops.Conv2d(c_in, c_out, kernel, stride=stride, padding=0)
         self.stride, self.pad = stride, kernel // 2
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         b, t = x.shape[:2]
         x = x.flatten(0, 1).permute(0, 3, 1, 2)  # (B·T, C, H, W), channels-last in memory
         # A strided convolution pads right and bottom only, as VidTok does.
@@ -43,14 +57,14 @@ class TemporalConv(nn.Module):
         super().__init__()
         self.conv = ops.Conv2d(channels, channels, (3, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         h = x.shape[2]
-        x = F.pad(x.flatten(2, 3), (0, 0, 0, 0, 2, 0))  # two zero frames in front: (B, 2+T, H·W, C)
+        x = with_front(self, x.flatten(2, 3), 2, past)  # (B, 2+T, H·W, C)
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(2, (h, -1))
 
 
 class Conv3d(nn.Module):
-    """3x3x3 convolution, causal in time: `front` zero frames before the clip."""
+    """3x3x3 convolution, causal in time: `front` frames before those that come in."""
 
     def __init__(
         self, c_in: int, c_out: int, time_stride: int = 1, front: int = 2, ops: Any = nn
@@ -59,8 +73,8 @@ class Conv3d(nn.Module):
         self.conv = ops.Conv3d(c_in, c_out, 3, stride=(time_stride, 1, 1), padding=(0, 1, 1))
         self.front = front
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, 0, 0, 0, self.front, 0))
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        x = with_front(self, x, self.front, past)
         return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
 
 
@@ -84,9 +98,9 @@ class ResBlock(nn.Module):
         self.norm2, self.conv2 = channel_norm(c_out, ops), conv(c_out)
         self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1, ops=ops)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), past)
+        h = self.conv2(F.silu(self.norm2(h)), past)
         return self.skip(x) + h
 
 
@@ -111,8 +125,8 @@ class Middle(nn.Module):
         self.attention = SpatialAttention(channels, ops)
         self.block2 = ResBlock(channels, channels, "3d", ops)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block2(self.attention(self.block1(x)))
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        return self.block2(self.attention(self.block1(x, past)), past)
 
 
 class TimeDown(nn.Module):
@@ -124,14 +138,14 @@ class TimeDown(nn.Module):
 
     def __init__(self, channels: int, ops: Any = nn) -> None:
         super().__init__()
-        self.conv = Conv3d(channels, channels, time_stride=2, front=1, ops=ops)
+        self.conv = Conv3d(channels, channels, time_stride=2, front=0, ops=ops)
         self.mix = nn.Parameter(torch.full((1,), 2.0))
 
-    def forward(self, x: Tensor) -> Tensor:
-        padded = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0))
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        padded = with_front(self, x, 1, past)
         mean = (padded[:, 0:-2:2] + padded[:, 1:-1:2] + padded[:, 2::2]) / 3
         a = torch.sigmoid(self.mix).to(x)
-        return a * mean + (1 - a) * self.conv(x)
+        return a * mean + (1 - a) * self.conv(padded)
 
 
 class TimeUp(nn.Module):
@@ -147,11 +161,11 @@ class TimeUp(nn.Module):
         self.conv = Conv3d(channels, channels, ops=ops)
         self.mix = nn.Parameter(torch.full((1,), 2.0))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         conv = self.conv.conv
         w0, w1, w2 = conv.weight.float().unbind(2)  # (C, C, 3, 3) each
         both = torch.cat([torch.stack([w0 + w1, w2], 2), torch.stack([w0, w1 + w2], 2)])
-        padded = F.pad(x, (0, 0, 0, 0, 0, 0, 1, 0)).permute(0, 4, 1, 2, 3)  # (B, C, 1+T, H, W)
+        padded = with_front(self, x, 1, past).permute(0, 4, 1, 2, 3)  # (B, C, 1+T, H, W)
         y = F.conv3d(padded, both.to(x), conv.bias.repeat(2).to(x), padding=(0, 1, 1))
         y = y.permute(0, 2, 3, 4, 1).unflatten(4, (2, -1)).movedim(4, 2)  # (B, T, 2, H, W, C)
         a = torch.sigmoid(self.mix).to(x)
@@ -195,8 +209,9 @@ class Level(nn.Module):
     """A resolution: pairs of a 2-D and a temporal block, then spatial, then temporal resampling."""
 
     def __init__(
-        self, c_in: int, c: int, blocks: int, space: nn.Module, time: nn.Module, ops: Any = nn
-    ) -> None:
+        self, c_in: int, c: int, blocks: int, space: nn.Module,
+        time: nn.Module | None, ops: Any = nn,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.spatial = nn.ModuleList(
             ResBlock(c_in if i == 0 else c, c, "2d", ops) for i in range(blocks)
@@ -204,10 +219,11 @@ class Level(nn.Module):
         self.temporal = nn.ModuleList(ResBlock(c, c, "1d", ops) for _ in range(blocks))
         self.space, self.time = space, time
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         for spatial, temporal in zip(self.spatial, self.temporal):
-            x = temporal(spatial(x))
-        return self.time(self.space(x))
+            x = temporal(spatial(x), past)
+        x = self.space(x)
+        return x if self.time is None else self.time(x, past)
 
 
 class Encoder(nn.Module):
@@ -218,18 +234,18 @@ class Encoder(nn.Module):
         levels = []
         for i, w in enumerate(widths):
             space = Conv2d(w, w, 3, stride=2, ops=ops) if i < len(widths) - 1 else nn.Identity()
-            time = TimeDown(w, ops) if i in (1, 2) else nn.Identity()
+            time = TimeDown(w, ops) if i in (1, 2) else None
             levels.append(Level(widths[max(i - 1, 0)], w, c.encoder_blocks, space, time, ops))
         self.levels = nn.ModuleList(levels)
         self.middle = Middle(widths[-1], ops)
         self.norm_out = channel_norm(widths[-1], ops)
         self.conv_out = Conv3d(widths[-1], 2 * c.latent_channels, ops=ops)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        x = self.conv_in(x, past)
         for level in self.levels:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+            x = level(x, past)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x, past))), past)
 
 
 class Decoder(nn.Module):
@@ -242,17 +258,17 @@ class Decoder(nn.Module):
         for i in reversed(range(len(widths))):
             w, w_in = widths[i], widths[min(i + 1, len(widths) - 1)]
             space = SpaceUp(w, ops) if i > 0 else nn.Identity()
-            time = TimeUp(w, ops) if i in (1, 2) else nn.Identity()
+            time = TimeUp(w, ops) if i in (1, 2) else None
             levels.append(Level(w_in, w, c.decoder_blocks, space, time, ops))
         self.levels = nn.ModuleList(levels)
         self.norm_out = channel_norm(widths[0], ops)
         self.conv_out = Conv3d(widths[0], 3, ops=ops)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.middle(self.conv_in(x))
+    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        x = self.middle(self.conv_in(x, past), past)
         for level in self.levels:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            x = level(x, past)
+        return self.conv_out(F.silu(self.norm_out(x)), past)
 
 
 class VideoAutoencoder(nn.Module):
@@ -264,8 +280,10 @@ class VideoAutoencoder(nn.Module):
         self.encoder = Encoder(config, ops)
         self.decoder = Decoder(config, ops)
 
-    def moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the posterior, each `[B,C,t,h,w]`."""
+    def moments(self, video: Tensor, at_once: int | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the posterior, each `[B,C,t,h,w]`. `at_once`: latent frames
+        worked on at a time, which bounds the memory that a long clip takes; the result is the
+        same, as every layer that looks back keeps the last frames it has seen. None: all."""
         b, c, t, h, w = video.shape
         if c != 3 or (t - 1) % 4 or h % 8 or w % 8:
             raise VftError(
@@ -274,14 +292,24 @@ class VideoAutoencoder(nn.Module):
             )
         x = video.permute(0, 2, 3, 4, 1)  # (B, T, H, W, 3)
         x = torch.cat([x[:, :1].expand(-1, FRONT_FRAMES, -1, -1, -1), x], dim=1)
-        mean, logvar = self.encoder(x.contiguous()).permute(0, 4, 1, 2, 3).chunk(2, dim=1)
+        y = _in_pieces(self.encoder, x.contiguous(), None if at_once is None else 4 * at_once)
+        mean, logvar = y.permute(0, 4, 1, 2, 3).chunk(2, dim=1)
         return mean, logvar
 
-    def encode(self, video: Tensor) -> Tensor:
+    def encode(self, video: Tensor, at_once: int | None = None) -> Tensor:
         """Posterior mean. The published release draws a sample; a mean is the same every time."""
-        return self.moments(video)[0]
+        return self.moments(video, at_once)[0]
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents `[B,C,t,h,w]` to RGB `[B,3,4t-3,8h,8w]`, not clamped."""
-        x = self.decoder(latents.permute(0, 2, 3, 4, 1).contiguous())
+    def decode(self, latents: Tensor, at_once: int | None = None) -> Tensor:
+        """Latents `[B,C,t,h,w]` to RGB `[B,3,4t-3,8h,8w]`, not clamped. `at_once` as in
+        :meth:`moments`."""
+        x = _in_pieces(self.decoder, latents.permute(0, 2, 3, 4, 1).contiguous(), at_once)
         return x[:, FRONT_FRAMES:].permute(0, 4, 1, 2, 3)
+
+
+def _in_pieces(network: nn.Module, x: Tensor, frames: int | None) -> Tensor:
+    """`x` `[B,T,H,W,C]` through the network, `frames` of it at a time."""
+    if frames is None or frames >= x.shape[1]:
+        return network(x)
+    past: Past = {}
+    return torch.cat([network(piece, past) for piece in x.split(frames, dim=1)], dim=1)

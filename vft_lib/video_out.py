@@ -174,12 +174,15 @@ def _sound(
             return
         track: Any = source.streams.audio[0]
         clock: Any = source.streams.video[0] if source.streams.video else track
-        if track.codec_context is None:
-            raise ValueError("there is no decoder for it here")
+        if track.codec_context is None or not track.codec_context.sample_rate:
+            raise ValueError("there is no decoder for it here, or too little of it")
         zero = start + float((clock.start_time or 0) * (clock.time_base or 0))
         if start > 1:
             source.seek(int(zero * av.time_base))
-        if track.codec_context.name.removesuffix("float") in _COPIED_AUDIO:
+        codec = track.codec_context.name.removesuffix("float")
+        # AAC that brings no header (of a transport stream) is parsed as it is written, where what
+        # is damaged would end the video.
+        if codec in _COPIED_AUDIO and (codec != "aac" or track.codec_context.extradata):
             container: Any = out
             if hasattr(container, "add_stream_from_template"):
                 copy = container.add_stream_from_template(track)

@@ -119,7 +119,7 @@ def _partial(prior: LoadedPrior, work: host.Work) -> Any:
     def show(tokens: Tokens) -> None:
         if tokens.budget & (tokens.budget - 1) == 0:
             # Both: alone, the tokenizer could push out the prior that is at work.
-            host.load([prior.patcher, loaded.patcher], loaded.work_memory())
+            host.load([prior.patcher, loaded.patcher], loaded.model.chunk_memory())
             video = loaded.model.decode(tokens, steps=PREVIEW_STEPS, guidance=1.0)
             frames = list(to_frames(video[0]))
             work.show(frames[len(frames) // 2])

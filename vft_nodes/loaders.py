@@ -33,16 +33,8 @@ class LoadedTokenizer:
     def ready(self, decoding: bool, low_memory: bool = False) -> Tokenizer:
         """The tokenizer on its device, with room for its work."""
         guided = 2 if decoding and not low_memory else 1
-        host.load([self.patcher], self.work_memory() * guided, whole=False)
+        host.load([self.patcher], self.model.chunk_memory() * guided, whole=False)
         return self.model
-
-    def work_memory(self) -> int:
-        """Bytes that a chunk takes beside the weights: twelve activations at the full picture size
-        in the autoencoder, its widest place (of the published one at 128 px, on a CPU, 7 were
-        measured for encoding and 10.5 for decoding)."""
-        c = self.model.config
-        pixels = (c.chunk_frames + 3) * c.size**2
-        return 12 * pixels * c.vae.width * self.model.dtype.itemsize
 
 
 @dataclass
