@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .atomic import check_place
 from .cli_common import (
     DTYPES,
     Bars,
     answer,
-    check_out,
     device_and_dtype,
     load_tokenizer_for,
     note,
@@ -174,7 +174,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _encode(args: argparse.Namespace) -> None:
     from .stream import encode_file
 
-    check_out(args.out)
+    check_place(args.out)
     tokens = encode_file(
         load_tokenizer_for(args), args.clip, budget=args.budget, fps=args.fps, fit=args.fit,
         progress=args.bars("encode"), on_problem=note,
@@ -188,6 +188,7 @@ def _truncate(args: argparse.Namespace) -> None:
 
     if (args.budget is None) == (not args.auto):
         raise VftError("give a budget with -k K, or --auto to have one chosen")
+    check_place(args.out)
     tokens = Tokens.load(args.tokens)
     budget = auto_budget(args, tokens) if args.auto else args.budget
     save_tokens(args, tokens.truncate(budget), args.out)

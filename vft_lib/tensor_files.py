@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -139,8 +138,6 @@ def write_safetensors(path: Path, weights: Cast, metadata: dict[str, str]) -> No
         f.write(len(header).to_bytes(8, "little") + header)
         for name in order:
             f.write(_bytes(weights[name]))
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def _bytes(w: Tensor) -> memoryview:
