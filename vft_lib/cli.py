@@ -50,6 +50,13 @@ def main(argv: list[str] | None = None) -> int:
         code, line = 130, "interrupted"
     except VftError as e:
         code, line = 2, f"error: {e}"
+    except (MemoryError, RuntimeError) as e:
+        from .memory import out_of_memory
+
+        if not out_of_memory(e):
+            raise
+        code = 2
+        line = "error: out of memory: close other programs, or choose a smaller model or --dtype"
     except OSError as e:
         what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
         code, line = 2, f"error: {what}; check the path, its permissions and the free space"
@@ -111,6 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="default: the clip that was encoded, if it lies beside the token file",
     )  # fmt: skip
     decode.add_argument("--keep-bars", action="store_true", help="of --fit pad")
+    decode.add_argument(
+        "--resume", action="store_true", help="go on with what an interrupted decode has finished"
+    )
     info = command("info", _info, "facts about a token file, a tokenizer or a clip")
     info.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: --tokenizer")
     for sub in (demo, encode):
@@ -198,6 +208,7 @@ def _decode(args: argparse.Namespace) -> None:
     from .stream import decode_file
     from .tokens import Tokens
 
+    check_place(args.out)
     tokens = Tokens.load(args.tokens)
     tokens = tokens if args.budget is None else tokens.truncate(args.budget)
     audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
@@ -205,7 +216,7 @@ def _decode(args: argparse.Namespace) -> None:
         load_tokenizer_for(args), tokens, args.out, steps=args.steps, guidance=args.guidance,
         seed=args.seed,
         first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
-        progress=args.bars("decode"), on_problem=note,
+        resume=args.resume, progress=args.bars("decode"), on_problem=note,
     )  # fmt: skip
     facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
     text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} tokens"
