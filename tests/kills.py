@@ -14,14 +14,16 @@ import json
 import os
 import random
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,13 +43,28 @@ from vft_lib.video_out import write_video
 
 OLD = b"what was there before"
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp")
-CLI = [sys.executable, "-m", "vft_lib"]
-SMALL_VAE = """
-import sys
-from vft_lib import cli, convert
+# Starts a process for each line of arguments that is read, torch being loaded once: the kills then
+# fall on what a command does. Prints its process id, then how it ended.
+STARTER = """
+import json, os, sys
+import huggingface_hub, matplotlib, torch
+from vft_lib import checkpoint, cli, convert, hub, hub_files, loading, stream
+from vft_lib.train import loop, presets, tokenizer, vae
 from published import SMALL_VAE, VAE_ID
 convert.VAES[VAE_ID] = SMALL_VAE
-sys.exit(cli.main(sys.argv[1:]))
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.nice(3)  # who kills it is awake in time
+        out, sys.stdin = os.open(os.devnull, os.O_WRONLY), open(os.devnull)
+        os.dup2(out, 1)
+        code = 1
+        try:
+            code = cli.main(json.loads(line))
+        finally:
+            os._exit(code)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -73,23 +90,14 @@ class Case:
     args: list[str]
     old: str | None = None  # the file that stands there before
     before: Path | None = None  # or a folder whose files do
-    script: str | None = None
-    env: dict[str, str] = field(default_factory=dict)
     working: dict[str, Callable[[Path], None]] = field(default_factory=dict)
     loose: str = "$."
     loads: Callable[[Path], object] = lambda folder: None
     reference: dict[str, bytes] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def start(self, out: Path) -> subprocess.Popen[bytes]:
-        here = Path(__file__).resolve().parent
-        paths = os.pathsep.join([str(here.parent), str(here)])
-        program = CLI if self.script is None else [sys.executable, "-c", self.script]
-        return subprocess.Popen(
-            [*program, *(a.replace("{out}", str(out)) for a in self.args)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | self.env,
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        )  # fmt: skip
+    def arguments(self, out: Path) -> list[str]:
+        return [a.replace("{out}", str(out)) for a in self.args]
 
     def fresh(self, out: Path, old: bool) -> None:
         shutil.rmtree(out, ignore_errors=True)
@@ -100,13 +108,11 @@ class Case:
         if old and self.old is not None:
             (out / self.old).write_bytes(OLD)
 
-    def learn(self, out: Path) -> None:
+    def learn(self, out: Path, starter: Starter) -> None:
         """One run to its end."""
         self.fresh(out, False)
         begun = time.monotonic()
-        run = self.start(out)
-        _, err = run.communicate()
-        assert run.returncode == 0, err.decode()[-2000:]
+        starter.run(self.arguments(out))
         self.seconds = time.monotonic() - begun
         self.reference = {n: f.read_bytes() for n, f in files(out)}
         self.loads(out)
@@ -159,51 +165,86 @@ def seen(out: Path) -> list[tuple[str, int, int]]:
     return sorted(found)
 
 
-def kill_once(case: Case, out: Path, rng: random.Random) -> bool:
+def kill_once(case: Case, out: Path, starter: Starter, rng: random.Random) -> bool:
     """Start the command and kill it at a random moment; False if it was at its end before."""
-    run = case.start(out)
-    begun = time.monotonic()
+    begun, untouched = time.monotonic(), seen(out)
+    starter.start(case.arguments(out))
     if rng.random() < 0.5:
-        moment = begun + rng.uniform(0.3, 1.0) * case.seconds
-        while time.monotonic() < moment and run.poll() is None:
-            time.sleep(0.005)
+        moment = begun + rng.uniform(0, 1.1) * case.seconds
+        while time.monotonic() < moment and starter.running():
+            time.sleep(0.002)
     else:
         for _ in range(rng.randint(1, 4)):  # changes
-            before = seen(out)
-            while run.poll() is None and seen(out) == before:
-                time.sleep(0.001)
+            while starter.running() and seen(out) == untouched:
+                time.sleep(0.0005)
+            untouched = seen(out)
         time.sleep(rng.uniform(0, 0.02))
-    run.kill()
-    _, err = run.communicate()
-    assert run.returncode in (0, -9), err.decode()[-2000:]
-    return run.returncode == -9
+    return starter.kill()
 
 
-def kill(case: Case, folder: Path, kills: int, rng: random.Random) -> Counter[str]:
+def kill(
+    case: Case, folder: Path, starter: Starter, kills: int, rng: random.Random
+) -> Counter[str]:
     """Kill the command that often; a chain is cleared when a run comes to its end, or by chance."""
     out, found = folder / case.name.replace(" ", "-"), Counter[str]()
-    case.learn(out)
+    case.learn(out, starter)
     case.fresh(out, True)
     while found["kills"] < kills:
-        if kill_once(case, out, rng):
+        if kill_once(case, out, starter, rng):
             found["kills"] += 1
             found[case.check(out)] += 1
             if rng.random() > 0.12 and found["kills"] < kills:
                 continue
-            run = case.start(out)  # what is left is cleaned or gone on with
-            _, err = run.communicate()
-            assert run.returncode == 0, err.decode()[-2000:]
+            starter.run(case.arguments(out))  # what is left is cleaned or gone on with
         case.finished(out)
         found["runs to the end"] += 1
         case.fresh(out, rng.random() < 0.5)
     return found
 
 
+class Starter:
+    """Starts the command line, one process at a time, and kills it."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        here = Path(__file__).resolve().parent
+        paths = os.pathsep.join([str(here.parent), str(here)])
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", STARTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env=os.environ | env | {"PYTHONPATH": paths}, bufsize=0,
+        )  # fmt: skip
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.to, self.said = self.process.stdin, self.process.stdout
+        self.child = 0
+
+    def start(self, arguments: list[str]) -> None:
+        self.to.write(json.dumps(arguments).encode() + b"\n")
+        self.child = int(self.said.readline())
+
+    def running(self) -> bool:
+        return not select.select([self.said], [], [], 0)[0]
+
+    def kill(self) -> bool:
+        """False if the command had ended by itself, and well."""
+        if self.running():
+            os.kill(self.child, signal.SIGKILL)  # not yet waited for, or its end would be told
+        code = int(self.said.readline())
+        assert code in (0, -signal.SIGKILL), f"it failed with {code}"
+        return code != 0
+
+    def run(self, arguments: list[str]) -> None:
+        self.start(arguments)
+        code = int(self.said.readline())
+        assert code == 0, f"{arguments} ended with {code}"
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
 # ------------------------------------------------------------------ the commands
 
 
 @contextmanager
-def cases(folder: Path) -> Iterator[list[Case]]:
+def cases(folder: Path) -> Iterator[tuple[list[Case], Starter]]:
     """Every command that writes, with tiny models."""
     tiny = save_tiny(folder / "tiny.safetensors")
     clip, tokens = folder / "clip.mp4", folder / "clip.vft"
@@ -227,7 +268,9 @@ def cases(folder: Path) -> Iterator[list[Case]]:
 
     with ExitStack() as stack:
         hub = stack.enter_context(serve())
-        yield [
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+        starter = stack.enter_context(closing(Starter(env | {"OMP_NUM_THREADS": "1"})))
+        every = [
             Case("encode", ["encode", str(clip), "-o", "{out}/t.vft", *model], "t.vft",
                  loads=lambda out: Tokens.load(out / "t.vft")),
             Case("truncate", ["truncate", str(tokens), "-k", "3", "-o", "{out}/u.vft"], "u.vft",
@@ -236,7 +279,7 @@ def cases(folder: Path) -> Iterator[list[Case]]:
                             "--steps", "6"], "c.mp4", loads=decoded,
                  working={r"c\.mp4\.chunks/\d{5}\.safetensors": safetensors_whole}),
             Case("convert", ["convert", str(published), "{out}/m.safetensors"], "m.safetensors",
-                 script=SMALL_VAE, loads=lambda out: load_tokenizer(out / "m.safetensors")),
+                 loads=lambda out: load_tokenizer(out / "m.safetensors")),
             download(hub),
             Case("train vae", ["train", "vae", "--out", "{out}", *train], working=trained,
                  loose=r"vae/(log\.jsonl|checkpoint\.safetensors)"),
@@ -245,6 +288,7 @@ def cases(folder: Path) -> Iterator[list[Case]]:
                  loose=r"tokenizer/(log\.jsonl|checkpoint\.safetensors)",
                  loads=lambda out: load_tokenizer(out / "tokenizer.safetensors")),
         ]  # fmt: skip
+        yield every, starter
 
 
 def download(hub: FakeHub) -> Case:
@@ -255,8 +299,6 @@ def download(hub: FakeHub) -> Case:
     shutil.rmtree(source)
     return Case(
         "download", ["download", name.rpartition("/")[2], "--yes", "--to", "{out}"],
-        script=SMALL_VAE,
-        env={"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"},
         working={r"\.sources/.*": lambda file: None},
         loads=lambda out: load_tokenizer(out / "videoflextok_d18_d28.safetensors"),
     )  # fmt: skip
@@ -269,10 +311,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help="one command")
     args = parser.parse_args(argv)
     rng, total = random.Random(args.seed), Counter[str]()
-    with tempfile.TemporaryDirectory() as folder, cases(Path(folder)) as every:
+    with tempfile.TemporaryDirectory() as folder, cases(Path(folder)) as (every, starter):
         chosen = [c for c in every if args.only in (None, c.name)]
         for case in chosen:
-            found = kill(case, Path(folder), -(-args.kills // len(chosen)), rng)
+            found = kill(case, Path(folder), starter, -(-args.kills // len(chosen)), rng)
             total += found
             print(f"{case.name:16}{case.seconds:5.1f} s  {dict(found)}", flush=True)
     print(f"{total['kills']} kills, no file lost or half written: {dict(total)}")

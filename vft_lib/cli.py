@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic import check_place
+from .atomic import alone, check_place
 from .cli_common import (
     DTYPES,
     Bars,
@@ -162,11 +162,12 @@ def _demo(args: argparse.Namespace) -> None:
         budgets = [int(k) for part in args.budgets or [] for k in part.split(",") if k]
     except ValueError:
         raise VftError(f"--budgets {' '.join(args.budgets)}: give numbers, as in 1 4 16") from None
-    rows = run_demo(
-        load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps,
-        guidance=args.guidance, seed=args.seed, fps=args.fps, fit=args.fit, audio=not args.no_audio,
-        progress=args.bars, on_problem=note,
-    )  # fmt: skip
+    with alone(args.out, lambda: note(f"another demo is writing to {args.out}; waiting for it")):
+        rows = run_demo(
+            load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps,
+            guidance=args.guidance, seed=args.seed, fps=args.fps, fit=args.fit,
+            audio=not args.no_audio, progress=args.bars, on_problem=note,
+        )  # fmt: skip
     lines = [f"{'budget':>7}{'tokens':>9}{'bytes':>9}{'PSNR dB':>9}{'SSIM':>8}{'seconds':>9}"]
     for r in rows:
         lines.append(
