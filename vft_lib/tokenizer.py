@@ -200,7 +200,8 @@ class Tokenizer(nn.Module):
         begin = 0
         if resume is not None:
             begin, last = resume
-            given = last[:, :, None] if c.overlap and begin else given
+            if begin:
+                given = last[:, :, None] if c.overlap else None
         for i in range(chunk_count):
             noise = draw(c.latent_shape)
             if i < begin:
@@ -243,7 +244,10 @@ class Tokenizer(nn.Module):
         """ids `[B,t,k]` -> video `[B,3,4t-3,H,W]`, not clamped, on the model's device."""
         pinned = None
         if given is not None:
-            pinned = self.vae.encode(given.to(self.device, self.dtype))
+            # Always laid out anew: a view, or memory that begins elsewhere, may be computed with in
+            # another order, and a chunk would not be the same to the bit after a resume.
+            given = given.to(self.device, self.dtype).clone(memory_format=torch.contiguous_format)
+            pinned = self.vae.encode(given)
             # With prefix masking the registers of given frames are not looked at.
             if "prefix_masking" not in self.config.decoder.steps:
                 own = self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu()
