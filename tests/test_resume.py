@@ -33,10 +33,9 @@ def interrupt(tokenizer: Tokenizer, tokens: Tokens, out: Path, after: int, **opt
         if len(seen) > after:
             raise KeyboardInterrupt
 
+    options = {"resume": False, "on_chunk": stop} | options
     with pytest.raises(KeyboardInterrupt):
-        decode_file(
-            tokenizer, tokens, out, steps=2, **{"resume": False, "on_chunk": stop} | options
-        )
+        decode_file(tokenizer, tokens, out, steps=2, **options)
     return out.with_name(out.name + ".chunks")
 
 
@@ -107,7 +106,8 @@ def test_chunks_of_another_decode_are_not_mixed_in(
 def test_not_asked_to_resume_it_begins_anew_and_says_so(
     tiny_tokenizer: Tokenizer, tokens: Tokens, tmp_path: Path
 ) -> None:
-    out, said = tmp_path / "out.mp4", []
+    out = tmp_path / "out.mp4"
+    said: list[str] = []
     interrupt(tiny_tokenizer, tokens, out, 2)
     steps: list[int] = []
     decode_file(
