@@ -25,7 +25,7 @@ def test_speed_and_memory_options(
 
     def watched(self: Tokenizer, tokens: Tokens, **options: Any) -> Iterator[Tensor]:
         kinds = {type(m).__name__ for m in self.decoder.trunk.modules()}
-        seen.update(options, at_once=self.at_once, kinds=kinds, compiled=self.compiled)
+        seen.update(options, at_once=self.frames_at_once, kinds=kinds, compiled=self.compiled)
         self.compiled = None  # compiling takes longer than this test
         return plain(self, tokens, **options)
 

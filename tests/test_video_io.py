@@ -17,7 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from vft_lib import video_out
+from vft_lib import atomic
+from vft_lib.errors import VftError
 from vft_lib.frames import VideoError, fit_frame, fit_size, to_frames, to_tensor, unfit_box
 from vft_lib.video_in import probe, read_frames, read_image
 from vft_lib.video_out import VideoWriter, write_png, write_video
@@ -690,7 +691,7 @@ def test_targets_that_cannot_be_are_told_before_any_work(tmp_path: Path) -> None
         (tmp_path / "absent" / "out.mp4", 10, "existing folder"),
         (tmp_path / "out.mp4", 0, "fps"),
     ):
-        with pytest.raises(VideoError, match=reason):
+        with pytest.raises(VftError, match=reason):
             VideoWriter(path, fps)
 
 
@@ -704,7 +705,7 @@ def test_png_is_written_whole_or_not_at_all(
     def full_disk(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(video_out.os, "replace", full_disk)
+    monkeypatch.setattr(atomic.os, "replace", full_disk)
     with pytest.raises(VideoError, match="No space"):
         write_png(path, flat(1))
     assert np.array_equal(read_image(path), corners()) and len(list(tmp_path.iterdir())) == 1

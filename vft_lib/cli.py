@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .atomic import alone, check_place
 from .cli_common import (
     DTYPES,
     Bars,
     add_resource_options,
     answer,
-    check_out,
     device_and_dtype,
     load_tokenizer_for,
     note,
@@ -51,6 +51,13 @@ def main(argv: list[str] | None = None) -> int:
         code, line = 130, "interrupted"
     except VftError as e:
         code, line = 2, f"error: {e}"
+    except (MemoryError, RuntimeError) as e:
+        from .memory import out_of_memory
+
+        if not out_of_memory(e):
+            raise
+        code = 2
+        line = "error: out of memory: close other programs, or choose a smaller model or --dtype"
     except OSError as e:
         what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
         code, line = 2, f"error: {what}; check the path, its permissions and the free space"
@@ -112,6 +119,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="default: the clip that was encoded, if it lies beside the token file",
     )  # fmt: skip
     decode.add_argument("--keep-bars", action="store_true", help="of --fit pad")
+    decode.add_argument(
+        "--resume", action="store_true", help="go on with what an interrupted decode has finished"
+    )
     info = command("info", _info, "facts about a token file, a tokenizer or a clip")
     info.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: --tokenizer")
     for sub in (demo, encode):
@@ -161,11 +171,12 @@ def _demo(args: argparse.Namespace) -> None:
         budgets = [int(k) for part in args.budgets or [] for k in part.split(",") if k]
     except ValueError:
         raise VftError(f"--budgets {' '.join(args.budgets)}: give numbers, as in 1 4 16") from None
-    rows = run_demo(
-        load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps,
-        guidance=args.guidance, seed=args.seed, fps=args.fps, fit=args.fit, audio=not args.no_audio,
-        progress=args.bars, on_problem=note,
-    )  # fmt: skip
+    with alone(args.out, lambda: note(f"another demo is writing to {args.out}; waiting for it")):
+        rows = run_demo(
+            load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps,
+            guidance=args.guidance, seed=args.seed, fps=args.fps, fit=args.fit,
+            audio=not args.no_audio, progress=args.bars, on_problem=note,
+        )  # fmt: skip
     lines = [f"{'budget':>7}{'tokens':>9}{'bytes':>9}{'PSNR dB':>9}{'SSIM':>8}{'seconds':>9}"]
     for r in rows:
         lines.append(
@@ -183,7 +194,7 @@ def _demo(args: argparse.Namespace) -> None:
 def _encode(args: argparse.Namespace) -> None:
     from .stream import encode_file
 
-    check_out(args.out)
+    check_place(args.out)
     tokens = encode_file(
         load_tokenizer_for(args), args.clip, budget=args.budget, fps=args.fps, fit=args.fit,
         progress=args.bars("encode"), on_problem=note,
@@ -197,6 +208,7 @@ def _truncate(args: argparse.Namespace) -> None:
 
     if (args.budget is None) == (not args.auto):
         raise VftError("give a budget with -k K, or --auto to have one chosen")
+    check_place(args.out)
     tokens = Tokens.load(args.tokens)
     budget = auto_budget(args, tokens) if args.auto else args.budget
     save_tokens(args, tokens.truncate(budget), args.out)
@@ -206,6 +218,7 @@ def _decode(args: argparse.Namespace) -> None:
     from .stream import decode_file
     from .tokens import Tokens
 
+    check_place(args.out)
     tokens = Tokens.load(args.tokens)
     tokens = tokens if args.budget is None else tokens.truncate(args.budget)
     audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
@@ -213,7 +226,7 @@ def _decode(args: argparse.Namespace) -> None:
         load_tokenizer_for(args), tokens, args.out, steps=args.steps, guidance=args.guidance,
         seed=args.seed, method=args.method, shift=args.shift,
         first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
-        progress=args.bars("decode"), on_problem=note,
+        resume=args.resume, progress=args.bars("decode"), on_problem=note,
     )  # fmt: skip
     facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
     text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} tokens"

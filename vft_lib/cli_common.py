@@ -90,12 +90,6 @@ def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
     return tokenizer
 
 
-def check_out(path: Path) -> None:
-    """VftError if no file can be written there: said before the work, not after it."""
-    if not path.parent.is_dir() or path.is_dir():
-        raise VftError(f"cannot write {path}: give a file name in an existing folder")
-
-
 def save_tokens(args: argparse.Namespace, tokens: Tokens, out: Path) -> None:
     """Write a token file and say what is in it."""
     tokens.save(out)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .atomic import check_place
 from .cli_common import (
     add_resource_options,
     answer,
-    check_out,
     device_and_dtype,
     load_tokenizer_for,
     number,
@@ -74,7 +74,7 @@ def _generate(args: argparse.Namespace) -> None:
         raise VftError("name a clip to write with -o CLIP.mp4, or tokens with --tokens-out T.vft")
     for path in (args.out, args.tokens_out):
         if path is not None:
-            check_out(path)
+            check_place(path)
     prior = _load(args)
     if args.list_classes:
         names = list(prior.config.classes)
@@ -108,6 +108,7 @@ def _generate(args: argparse.Namespace) -> None:
 def _refine(args: argparse.Namespace) -> None:
     from .tokens import Tokens
 
+    check_place(args.out)
     tokens = Tokens.load(args.tokens)
     prior = _load(args)
     refined = prior.refine(
@@ -121,6 +122,8 @@ def _refine(args: argparse.Namespace) -> None:
 def _surprise(args: argparse.Namespace) -> None:
     from .tokens import Tokens
 
+    if args.plot is not None:
+        check_place(args.plot)
     tokens = Tokens.load(args.tokens)
     prior = _load(args)
     words = _words(args, args.caption)

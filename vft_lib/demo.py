@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from . import world
-from .atomic import write_bytes
+from .atomic import check_place, write_bytes
 from .errors import VftError
 from .frames import Report, fit_frame, to_tensor
 from .metrics import Quality
@@ -53,6 +53,7 @@ def run_demo(
     if clip is not None and clip.resolve() in [f.resolve() for f in (*files.values(), both)]:
         raise VftError(f"{clip} would be overwritten by the demo; choose another --out folder")
     out.mkdir(parents=True, exist_ok=True)
+    check_place(both)
     if clip is None:
         clip = out / "source.mp4"
         drawn = world.make_clip(PRETTY_SEED, frames=FRAMES, size=c.size).video

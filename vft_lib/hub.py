@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .atomic import write_bytes
+from .atomic import check_space, write_bytes
 from .catalog import Entry, look_up, models_folder
 from .errors import ConfigError, VftError
-from .hub_files import Offer, Progress, explained, fetch, fetched, forget, in_units, offer, read
+from .hub_files import Offer, Progress, explained, fetch, fetched, forget, offer, read
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +57,7 @@ def download(
     folder = models_folder() if to is None else Path(to).absolute()
     target, note = folder / entry.file_name, note or (lambda line: None)
     if target.is_file():
+        _tidy(entry, target, note)
         note(f"{target} is there already; to fetch it again, delete it first")
         return target
     if not entry.listed:
@@ -74,12 +74,12 @@ def download(
             locks.enter_context(_lock(repo, note))
         if not target.is_file():  # else another process was faster
             sources = fetch_sources(offers, folder, progress)
-            _convert(offers, sources, target, dtype)
+            _convert(offers, sources, target, dtype, keep_source)
             if keep_source:
                 note(f"the published files are in {', '.join(map(str, sources))}")
             else:
                 for o in offers:
-                    forget(o, _root(folder, o))
+                    forget([f.path for f in o.files], _root(folder, o))
     return target
 
 
@@ -101,22 +101,47 @@ def fetch_sources(
 
 
 def _convert(
-    offers: Sequence[Offer], sources: Sequence[Path], target: Path, dtype: torch.dtype | None
-) -> None:
+    offers: Sequence[Offer], sources: Sequence[Path], target: Path, dtype: torch.dtype | None,
+    kept: bool,
+) -> None:  # fmt: skip
     from .loading import convert
 
     entry, vae = offers[0].entry, sources[1] if len(sources) > 1 else None
     # Without a config.json it is in the weight file, and that file is what is converted.
     whole = (sources[0] / "config.json").exists()
     source = sources[0] if whole else sources[0] / entry.files[-1].rpartition("/")[2]
-    convert(source, target, dtype=dtype, vae=vae, name=entry.name, license=offers[0].licence)
-    used = [_record(o) for o in offers[: len(sources)]]
-    write_bytes(target.with_suffix(".json"), json.dumps(used, indent=1).encode() + b"\n")
+    # Before the model: if it is there, so is its record.
+    used = [_record(o) | {"kept": kept} for o in offers[: len(sources)]]
+    record = target.with_suffix(".json")
+    write_bytes(record, json.dumps(used, indent=1).encode() + b"\n")
+    try:
+        convert(source, target, dtype=dtype, vae=vae, name=entry.name, license=offers[0].licence)
+    except BaseException:
+        record.unlink()
+        raise
 
 
 def _record(o: Offer) -> dict[str, Any]:
     files = [dataclasses.asdict(f) for f in o.files]
     return {"repo": o.entry.repo, "commit": o.commit, "licence": o.licence, "files": files}
+
+
+def _tidy(entry: Entry, target: Path, note: Callable[[str], None]) -> None:
+    """Removes the published files of a model that is there, unless they were to be kept: a process
+    that was killed once it had converted them left them behind."""
+    try:
+        if json.loads(target.with_suffix(".json").read_bytes())[0]["kept"]:
+            return
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # no record, or one of an earlier version
+    repo = target.parent / SOURCES / entry.repo.replace("/", "--")
+    for root in [p for p in repo.glob("*") if p.is_dir()]:
+        config = root / entry.folder / "config.json"
+        vae = _hub_vae(config.read_bytes(), entry) if config.is_file() else None
+        with _lock(repo, note):
+            forget(entry.files, root)
+        if vae is not None:
+            _tidy(vae, target, note)
 
 
 # ------------------------------------------------------------------ what has to be fetched
@@ -169,14 +194,8 @@ def _check_space(offers: Sequence[Offer], folder: Path, dtype: torch.dtype | Non
     result = offers[0].size * (2 if str(dtype) == "torch.float32" else 1)
     result += sum(min(o.size, AUTOENCODER) for o in offers[1:])
     need = result + sum(o.size - fetched(o, _root(folder, o)) for o in offers)
-    there = next(p for p in (folder, *folder.parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    if need > free:
-        raise VftError(
-            f"{offers[0].entry.name} needs {in_units(need)} of free space while it is fetched and "
-            f"converted; {there} has {in_units(free)}: make room, or choose another folder with "
-            "--to or VFT_HOME"
-        )
+    what = f"{offers[0].entry.name}, while it is fetched and converted,"
+    check_space(folder, need, what, "another folder with --to or VFT_HOME")
 
 
 def _root(folder: Path, o: Offer) -> Path:

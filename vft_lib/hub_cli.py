@@ -38,9 +38,9 @@ def _download(args: argparse.Namespace) -> None:
         return
     if not args.yes and not sys.stdin.isatty():
         raise VftError("there is no terminal to ask on; --yes agrees to the licence and the size")
+    from .atomic import in_units
     from .catalog import look_up, models_folder
     from .hub import download
-    from .hub_files import in_units
 
     path = download(
         args.name, args.to, stored_dtype(args), keep_source=args.keep_source, note=note,

@@ -9,12 +9,13 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .atomic import in_units
 from .catalog import Entry
 from .errors import VftError
 
@@ -142,16 +143,18 @@ def fetched(offer: Offer, root: Path) -> int:
     return sum(p.stat().st_size for p in paths if p.is_file())
 
 
-def forget(offer: Offer, root: Path) -> None:
-    """Deletes what :func:`fetch` wrote for the offer, and the folders that are empty then."""
-    for file in offer.files:
-        path = root / file.path
+def forget(paths: Iterable[str], root: Path) -> None:
+    """Deletes what :func:`fetch` wrote of these files, and the folders that are empty then."""
+    for path in (root / p for p in paths):
         for p in (path, _part(path)):
             p.unlink(missing_ok=True)
         for folder in path.parents:
-            if not folder.is_relative_to(root.parent) or any(folder.iterdir()):
+            if not folder.is_relative_to(root.parent) or (
+                folder.exists() and any(folder.iterdir())
+            ):
                 break
-            folder.rmdir()
+            if folder.exists():
+                folder.rmdir()
 
 
 @contextmanager
@@ -204,15 +207,6 @@ def by_hand(entry: Entry, target: Path, offer: Offer | None = None) -> str:
         f"fetch {names} ({facts}) of {entry.hub_id}, revision {entry.revision}, into one folder, "
         f"then run `vft convert FOLDER {target}`"
     )
-
-
-def in_units(count: float) -> str:
-    """Bytes for people: 10.5 GB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def _get(offer: Offer, file: RemoteFile, out: Any, start: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .atomic import check_place
 from .catalog import locate
 from .checkpoint import (
     fingerprint,
@@ -114,6 +115,7 @@ def convert(
     source = Source.open(src)
     if "vft" in source.metadata:
         raise CheckpointError(f"{src} is a file of ours already; use it as it is")
+    check_place(dst, source.bytes_in(dtype))
     license = license or "that of the published file it was converted from"
     if is_prior_file(source):
         prior, weights = read_published_prior(source, name)

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import flow
+from .atomic import check_space
 from .errors import VftError
 from .frames import PathLike, Report, fit_frame, to_frames, to_tensor, unfit_box
+from .resume import Chunks, chunks_beside
 from .tokenizer import Estimate, Tokenizer
 from .tokens import Tokens
 from .video_in import probe, read_frames, read_image
@@ -26,6 +30,7 @@ from .video_out import VideoWriter
 Progress = Callable[[int, int | None], None]
 """(done, total); a total that is not known is None, one that is estimated may change."""
 
+COMPRESSED = 20  # a decoded clip's pixels take about this many times what its mp4 does
 WIDEST = 16.0  # aspect that a stretched clip is brought back to at most; more is a damaged file
 
 
@@ -106,8 +111,8 @@ def decode_file(
     tokenizer: Tokenizer, tokens: Tokens, out: PathLike, *, steps: int | None = None,
     guidance: float | None = None, seed: int = 0, method: flow.Method = "euler",
     shift: float = 1.0, first_frame: PathLike | None = None, audio_from: PathLike | None = None,
-    keep_bars: bool = False, progress: Progress | None = None, on_problem: Report | None = None,
-    on_chunk: Callable[[Tensor], None] | None = None,
+    keep_bars: bool = False, resume: bool | None = None, progress: Progress | None = None,
+    on_problem: Report | None = None, on_chunk: Callable[[Tensor], None] | None = None,
 ) -> int:  # fmt: skip
     """Tokens of one clip -> an mp4 at `tokens.fps`, one chunk in memory; returns its frame count.
 
@@ -116,20 +121,52 @@ def decode_file(
     carried over. A clip that was padded comes back without its bars unless `keep_bars`; one that
     was stretched comes back in its own aspect at the model's height. `progress(done, total)`
     counts sampling steps; `on_chunk` gets every decoded chunk as float32 `[3,T,H,W]` in [-1,1],
-    bars included. The file appears when it is complete. Raises VftError for tokens of another
-    tokenizer or more than one clip, VideoError if the output cannot be written.
+    bars included. The file appears when it is complete. `resume` not None keeps finished chunks in
+    `OUT.chunks` until then; True goes on with those of an earlier call of the same model, tokens
+    and settings, to the frames that it would have made (`on_chunk` does not get them again); False
+    begins anew. Raises VftError for tokens of another tokenizer or more than one clip, or an output
+    that cannot be written, for want of space too.
     """
     given = None
     if first_frame is not None:
         given = read_image(first_frame, tokens.size, tokens.fit)
-    frames = decode_frames(
-        tokenizer, tokens, steps=steps, guidance=guidance, seed=seed, method=method, shift=shift,
-        first_frame=given, keep_bars=keep_bars, progress=progress, on_chunk=on_chunk,
-    )  # fmt: skip
-    with VideoWriter(out, tokens.fps, audio_from=audio_from, on_problem=on_problem) as writer:
+    out, say = Path(out), on_problem or (lambda message: None)
+    writer = VideoWriter(out, tokens.fps, audio_from=audio_from, on_problem=on_problem)
+    sampling: dict[str, Any] = {
+        "steps": steps, "guidance": guidance, "seed": seed, "method": method, "shift": shift,
+    }  # fmt: skip
+    raw = 3 * tokens.frames * tokens.size[0] * tokens.size[1]
+    with ExitStack() as stack:
+        chunks = None
+        if resume is not None and tokenizer.chunk_count(tokens.frames) > 1:
+            facts = _facts(tokenizer, tokens, given) | sampling
+            chunks = stack.enter_context(chunks_beside(out, facts, resume, say))
+            raw += raw // COMPRESSED - chunks.size
+        else:
+            raw //= COMPRESSED
+        check_space(out.parent, raw, f"decoding to {out}")
+        frames = decode_frames(
+            tokenizer, tokens, first_frame=given, keep_bars=keep_bars, progress=progress,
+            on_chunk=on_chunk, chunks=chunks, **sampling,
+        )  # fmt: skip
+        stack.enter_context(writer)
         for frame in frames:
             writer.write(frame)
     return writer.frames
+
+
+def _facts(tokenizer: Tokenizer, tokens: Tokens, given: np.ndarray | None) -> dict[str, Any]:
+    """All that the frames of a decode follow from, but for the sampling that is asked for."""
+    return {
+        "tokenizer": tokenizer.fingerprint, "sampling": tokenizer.config.sampling,
+        "dtype": tokenizer.dtype, "device": tokenizer.device.type, "torch": torch.__version__,
+        "weights": sorted({str(w.dtype) for w in tokenizer.decoder.state_dict().values()}),
+        "attention": tokenizer.decoder.trunk.backend, "at_once": tokenizer.frames_at_once,
+        "compiled": tokenizer.compiled is not None,
+        "ids": [tokens.ids.shape, sha256(tokens.ids.numpy().tobytes()).hexdigest()],
+        "frames": tokens.frames, "fit": tokens.fit,
+        "given": None if given is None else sha256(given.tobytes()).hexdigest(),
+    }  # fmt: skip
 
 
 def decode_frames(
@@ -138,24 +175,31 @@ def decode_frames(
     shift: float = 1.0, first_frame: np.ndarray | None = None, keep_bars: bool = False,
     low_memory: bool = False, progress: Callable[[int, int], None] | None = None,
     estimate: Estimate | None = None, on_chunk: Callable[[Tensor], None] | None = None,
+    chunks: Chunks | None = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     """Tokens of one clip -> its frames, uint8 `[H,W,3]`, one chunk in memory. `first_frame`: uint8
-    `[H,W,3]` of any size; `low_memory` and `estimate` as in `Tokenizer.decode_chunks`, the rest and
-    the errors as in :func:`decode_file`."""
+    `[H,W,3]` of any size; `low_memory` and `estimate` as in `Tokenizer.decode_chunks`; `chunks` are
+    gone on with, and added to; the rest and the errors as in :func:`decode_file`."""
     if len(tokens) != 1:
         raise VftError(f"a video holds one clip, got {len(tokens)}; decode tokens[i] each")
     given = None
     if first_frame is not None:
         given = _still(fit_frame(first_frame, tokens.size, tokens.fit))
-    show = unfit(tokens, keep_bars)
+    show, resume = unfit(tokens, keep_bars), None
+    for i, (frames, last) in enumerate(chunks or ()):
+        yield from map(show, frames)
+        resume = i + 1, last
     for chunk in tokenizer.decode_chunks(
         tokens, steps=steps, guidance=guidance, seed=seed, method=method, shift=shift,
-        first_frame=given, low_memory=low_memory, progress=progress, estimate=estimate,
+        first_frame=given, clamp=False, low_memory=low_memory, progress=progress,
+        estimate=estimate, resume=resume,
     ):  # fmt: skip
         if on_chunk is not None:
-            on_chunk(chunk[0])
-        for frame in to_frames(chunk[0]):
-            yield show(frame)
+            on_chunk(chunk[0].clamp(-1, 1))
+        fresh = list(to_frames(chunk[0]))
+        if chunks is not None:
+            chunks.add(np.stack(fresh), chunk[:, :, -1])
+        yield from map(show, fresh)
 
 
 def unfit(tokens: Tokens, keep_bars: bool = False) -> Callable[[np.ndarray], np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ class Source(Mapping[str, Tensor]):
         if not files:
             raise CheckpointError(f"the folder {path} holds no .safetensors file")
         return Source(path, files)
+
+    def bytes_in(self, dtype: torch.dtype | None) -> int:
+        """What the tensors take in `dtype` (None: as they are)."""
+        if dtype is None:
+            return self.size
+        return dtype.itemsize * sum(math.prod(shape) for shape in self.shapes.values())
 
     def check_dtypes(self) -> None:
         """CheckpointError unless all tensors are of a type that weights come in."""
@@ -139,8 +145,6 @@ def write_safetensors(path: Path, weights: Cast, metadata: dict[str, str]) -> No
         f.write(len(header).to_bytes(8, "little") + header)
         for name in order:
             f.write(_bytes(weights[name]))
-        f.flush()
-        os.fsync(f.fileno())
 
 
 def _bytes(w: Tensor) -> memoryview:

@@ -22,6 +22,7 @@ from .decoder import Decoder, Modulation
 from .encoder import Encoder
 from .errors import VftError
 from .fsq import FSQ
+from .memory import in_parts
 from .tokens import Tokens
 from .vae import VideoAutoencoder
 
@@ -47,7 +48,7 @@ class Tokenizer(nn.Module):
         self.encoder = Encoder(config, ops)
         self.fsq = FSQ(config.fsq_levels)
         self.decoder = Decoder(config, ops)
-        self.at_once: int | None = None
+        self.frames_at_once: int | None = None
         """Latent frames that the autoencoder works on at a time; None: a whole chunk. The same
         result, in less memory: see :meth:`limit_memory`."""
         self.compiled: Callable[..., Tensor] | None = None
@@ -72,8 +73,8 @@ class Tokenizer(nn.Module):
         least. Returns how many latent frames it works on at a time; the results are the same."""
         t = self.config.latent_shape[1]
         each = self.chunk_memory() // t
-        self.at_once = None if size is None else min(t, max(1, size // each))
-        return self.at_once or t
+        self.frames_at_once = None if size is None else min(t, max(1, size // each))
+        return self.frames_at_once or t
 
     def chunk_memory(self) -> int:
         """Bytes that the autoencoder takes for a chunk of one clip beside its weights: twelve
@@ -147,20 +148,27 @@ class Tokenizer(nn.Module):
         for window in _chunks(frames, c.chunk_frames, c.overlap):
             # A last chunk that is short is filled by repeating its last frame.
             padding = [window[-1]] * (c.chunk_frames - len(window))
-            ids = self.ids_of(torch.stack(window + padding, dim=2))
+            video = torch.stack(window + padding, dim=2)
             del window, padding  # else two chunks of frames are held while the next one fills
+            ids = in_parts(
+                lambda a, b, tight, video=video: self.ids_of(video[a:b], tight),  # type: ignore[misc]
+                len(video), self._at_once(len(video)),
+            )  # fmt: skip
+            del video
             # Later chunks begin with the frame that ended the chunk before: its ids are known.
             yield ids[:, 0 if first else c.overlap :, :budget].cpu()
             first = False
         if first:
             raise VftError("got no frames; a clip has at least one")
 
-    def ids_of(self, video: Tensor) -> Tensor:
-        """One chunk `[B,3,T,H,W]` (T = 1 + 4n) -> ids `[B,t,K]`."""
-        return self.fsq.ids(self.encoder(self._latents_of(video)))
+    def ids_of(self, video: Tensor, low_memory: bool = False) -> Tensor:
+        """One chunk `[B,3,T,H,W]` (T = 1 + 4n) -> ids `[B,t,K]`. `low_memory`: the autoencoder
+        works on one latent frame at a time."""
+        return self.fsq.ids(self.encoder(self._latents_of(video, low_memory)))
 
-    def _latents_of(self, video: Tensor) -> Tensor:
-        return self.vae.encode(video.to(self.device, self.dtype), self.at_once)
+    def _latents_of(self, video: Tensor, low_memory: bool) -> Tensor:
+        at_once = 1 if low_memory else self.frames_at_once
+        return self.vae.encode(video.to(self.device, self.dtype), at_once)
 
     # ------------------------------------------------------------------ tokens -> pixels
 
@@ -198,13 +206,16 @@ class Tokenizer(nn.Module):
         budgets: Sequence[int] | None = None, clamp: bool = True,
         method: flow.Method = "euler", shift: float = 1.0, low_memory: bool = False,
         progress: Progress | None = None, estimate: Estimate | None = None,
+        resume: tuple[int, Tensor] | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """The streaming form of :meth:`decode`: yields `[B,3,T_i,H,W]`, one chunk at a time.
 
         `low_memory` runs the two passes of guidance one after the other, and the autoencoder on one
-        latent frame at a time. `estimate(latents)` gets
-        the chunk `[B,C,t,h,w]` that each sampling step points at: `vae.decode` of its first latent
-        frame is a preview."""
+        latent frame at a time. `estimate(latents)` gets what each sampling step points at,
+        `[b,C,t,h,w]` of the clips that are being decoded (on a CPU one after another, else all at
+        once): `vae.decode` of its first latent frame is a preview. `resume` (i, last) begins with
+        chunk i, `last` `[B,3,H,W]` being the frame before it as `clamp=False` gives it: what then
+        comes is what comes without."""
         c = self.config
         self._check_tokens(tokens)
         schedule = flow.Schedule(c.sampling.steps if steps is None else steps, method, shift)
@@ -235,7 +246,16 @@ class Tokenizer(nn.Module):
                     f"{c.encoder.patch_size[0]} latent frames (of 4 frames each)"
                 )
             given = given.expand(batch, -1, -1, -1, -1)
+        begin = 0
+        if resume is not None:
+            begin, last = resume
+            if begin:
+                given = last[:, :, None] if c.overlap else None
         for i in range(chunk_count):
+            noise = draw(c.latent_shape)
+            if i < begin:
+                left -= c.chunk_frames - (c.overlap if i else 0)
+                continue
             if i == 0:
                 chunk_ids = ids[:, : c.token_frames]
             else:
@@ -243,10 +263,22 @@ class Tokenizer(nn.Module):
                 chunk_ids = ids[:, start : start + new]
                 if c.overlap:  # the repeated frame's ids are made anew from the frame itself
                     chunk_ids = torch.cat([chunk_ids[:, :1], chunk_ids], dim=1)
-            video = self._decode_chunk(
-                chunk_ids, draw(c.latent_shape), schedule, flow.Guidance(scale, use_apg), given,
-                keep, _offset(progress, i * steps, chunk_count * steps), estimate, low_memory,
-            )  # fmt: skip
+
+            def clips(
+                a: int, b: int, tight: bool, i: int = i, chunk_ids: Tensor = chunk_ids,
+                noise: Tensor = noise, given: Tensor | None = given,
+            ) -> Tensor:  # fmt: skip
+                def report(done: int, total: int) -> None:
+                    assert progress is not None
+                    progress(i * steps + (a * total + (b - a) * done) // batch, chunk_count * steps)
+
+                return self._decode_chunk(
+                    chunk_ids[a:b], noise[a:b], schedule, flow.Guidance(scale, use_apg),
+                    None if given is None else given[a:b], None if keep is None else keep[a:b],
+                    progress and report, estimate, low_memory or tight,
+                )  # fmt: skip
+
+            video = in_parts(clips, batch, self._at_once(batch))
             given = video[:, :, -1:] if c.overlap else None  # unclamped
             fresh = video[:, :, c.overlap if i else 0 :][:, :, :left]
             left -= fresh.shape[2]
@@ -261,7 +293,10 @@ class Tokenizer(nn.Module):
         """ids `[B,t,k]` -> video `[B,3,4t-3,H,W]`, not clamped, on the model's device."""
         pinned = None
         if given is not None:
-            pinned = self._latents_of(given)
+            # Always laid out anew: a view, or memory that begins elsewhere, may be computed with in
+            # another order, and a chunk would not be the same to the bit after a resume.
+            given = given.clone(memory_format=torch.contiguous_format)
+            pinned = self._latents_of(given, low_memory)
             # With prefix masking the registers of given frames are not looked at.
             if "prefix_masking" not in self.config.decoder.steps:
                 own = self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu()
@@ -269,7 +304,7 @@ class Tokenizer(nn.Module):
         latents = self.sample_latents(
             ids, noise, schedule, guidance, pinned, keep, progress, estimate, low_memory
         )
-        return self.vae.decode(latents.to(self.dtype), 1 if low_memory else self.at_once)
+        return self.vae.decode(latents.to(self.dtype), 1 if low_memory else self.frames_at_once)
 
     def sample_latents(
         self, ids: Tensor, noise: Tensor, schedule: flow.Schedule, guidance: flow.Guidance,
@@ -394,6 +429,11 @@ class Tokenizer(nn.Module):
 
     # ------------------------------------------------------------------ shapes and checks
 
+    def _at_once(self, batch: int) -> int:
+        """Clips of a batch that are worked on together. On a CPU that is no faster than one after
+        another, which gives each the very bytes that it gets alone."""
+        return 1 if self.device.type == "cpu" else batch
+
     def chunk_count(self, frames: int) -> int:
         """Chunks that a clip of this many frames is cut into."""
         return 1 + max(0, -(-(frames - self.config.chunk_frames) // self.config.stride))
@@ -489,12 +529,6 @@ def _chunks(frames: Iterable[Tensor], size: int, overlap: int) -> Iterator[list[
         fresh += 1
     if fresh:
         yield window
-
-
-def _offset(progress: Progress | None, done: int, total: int) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda i, _: progress(done + i, total)
 
 
 def part_of(progress: Progress | None, i: int, count: int) -> Progress | None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +14,11 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image
 
-from .atomic import temporary, whole
+from .atomic import check_place, whole
 from .frames import PathLike, Report, VideoError, check_frame
 from .video_in import check_source, open_av
 
 _COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # players take these in mp4
-
-
-def _check_place(file: Path) -> Path:
-    if file.is_dir() or not file.parent.is_dir():
-        raise VideoError(f"{file} cannot be written: give a file name in an existing folder.")
-    return file
 
 
 class VideoWriter:
@@ -36,7 +29,8 @@ class VideoWriter:
     from 0 (best) to 51. `audio_from`: the first sound track of that file, from `audio_start`
     seconds to the end of the video (give or take a packet, about 20 ms), copied where mp4 players
     take it, else as AAC. A source without sound is fine; sound that cannot be used is told to
-    `on_problem` and left out. Raises `VideoError`.
+    `on_problem` and left out. Raises `VideoError`, or VftError for a place that cannot be
+    written to.
     """
 
     def __init__(
@@ -58,7 +52,8 @@ class VideoWriter:
             1001
         )
         self.frames = 0  # written so far
-        self._crf, self._temp = crf, temporary(_check_place(self.path))
+        check_place(self.path)
+        self._crf, self._file = crf, ExitStack()
         self._audio_from = None if audio_from is None else check_source(audio_from)
         self._audio_start, self._report = audio_start, on_problem or (lambda message: None)
         self._out: av.container.OutputContainer | None = None
@@ -91,6 +86,7 @@ class VideoWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        complete = False
         try:
             if kind is None:
                 if self._out is None:
@@ -98,7 +94,7 @@ class VideoWriter:
                 self._mux(None)
                 with _as_video_error(self.path):
                     self._out.close()
-                    os.replace(self._temp, self.path)
+                complete = True
         finally:
             if self._sound is not None:
                 self._sound.close()
@@ -107,12 +103,17 @@ class VideoWriter:
                     self._out.close()
             except (FFmpegError, OSError):
                 pass  # what went wrong first tells more
-            self._temp.unlink(missing_ok=True)
+            with _as_video_error(self.path):
+                if complete:
+                    self._file.close()  # it takes its place
+                else:
+                    self._file.__exit__(kind or VideoError, error, trace)  # it is removed
 
     def _open(self) -> None:
         with _as_video_error(self.path):
             h, w = (side + side % 2 for side in self._size[:2])
-            self._out = av.open(self._temp, "w", "mp4", options={"movflags": "+faststart"})
+            temp = self._file.enter_context(whole(self.path))
+            self._out = av.open(temp, "w", "mp4", options={"movflags": "+faststart"})
             if "libx264" in av.codecs_available:
                 self._video: Any = self._out.add_stream("libx264", rate=self.rate)
                 self._video.options = {"crf": str(self._crf)}
@@ -234,6 +235,6 @@ def write_png(path: PathLike, array: np.ndarray) -> None:
         or array.shape[2:] not in ((), (3,), (4,))
     ):
         raise VideoError(f"Got {array.dtype} {list(array.shape)}; give uint8 [H, W] or [H, W, 3].")
-    file = _check_place(Path(path))
+    file = Path(path)
     with _as_video_error(file), whole(file) as temp:
         Image.fromarray(array).save(temp, format="PNG")

@@ -6,10 +6,13 @@ import argparse
 import dataclasses
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli_common import device_of
+from ..atomic import alone
+from ..cli_common import device_of, note
 from ..errors import VftError
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ def add_train_parser(subparsers: Any) -> None:
         ("prior-card", _prior_card, "measure a prior: do its clips show what captions say?"),
     ):
         p = steps.add_parser(name, help=text)
-        p.set_defaults(func=func)
+        p.set_defaults(func=func if "card" in name else partial(_alone, func))
         p.add_argument(
             "--preset", default="nano", help="nano (CPU), small (one GPU) or tiny (tests)"
         )
@@ -73,6 +76,14 @@ def add_train_parser(subparsers: Any) -> None:
             p.add_argument(
                 "--eval-clips", type=Path, help="folder of more real clips to measure on"
             )
+
+
+def _alone(train: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """One process, or the first of torchrun's, trains in a folder at a time."""
+    if int(os.environ.get("RANK", 0)):
+        return train(args)
+    with alone(args.out, lambda: note(f"another process trains in {args.out}; waiting for it")):
+        return train(args)
 
 
 def _device(args: argparse.Namespace) -> torch.device:

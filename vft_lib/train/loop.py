@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..atomic import replacing, write_bytes
+from ..atomic import check_place, replacing, write_bytes
 from ..errors import CheckpointError, VftError
 
 
@@ -149,6 +149,9 @@ def train(
     ema = EMA(module, schedule.ema)
     spent, first = 0.0, 0
     checkpoint = out / "checkpoint.safetensors"
+    if rank == 0:  # weights, their average, two moments; twice, as the old one stays meanwhile
+        size = 4 * sum(v.nbytes for v in module.state_dict().values())
+        check_place(checkpoint, size if checkpoint.exists() else 2 * size)
     if checkpoint.exists():
         first, spent = _load(checkpoint, module, ema, opts, recipe)
     forward: Callable[..., dict[str, Tensor]] = module

@@ -7,6 +7,8 @@ helps most must go first.
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import flow
-from ..atomic import write_bytes
+from ..atomic import check_space, write_bytes
 from ..config import TokenizerConfig
 from ..errors import VftError
 from ..tokenizer import Tokenizer
@@ -69,9 +71,7 @@ def encode_dataset(
     c = recipe.config
     shape = (recipe.clips // BLOCK * BLOCK, *c.latent_shape)
     count = torch.Size(shape).numel()
-    # torch.from_file, left to grow a file, writes a zero over its first byte.
-    with path.open("ab") as f:
-        f.truncate(max(f.tell(), 2 * count))
+    _reserve(path, 2 * count)
     data = torch.from_file(str(path), shared=True, size=count, dtype=torch.float16).view(shape)
     progress = path.with_suffix(".done")
     done = int(progress.read_text()) if progress.exists() else 0
@@ -84,6 +84,18 @@ def encode_dataset(
                 data[start + i : start + i + 16] = latents.half().cpu()
         write_bytes(progress, str(start + BLOCK).encode())
     return data
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Grow the file to `size` bytes, on the disk: where that is full, writing to a mapped file that
+    is not all there ends the process. (torch.from_file, left to grow a file, writes a zero over
+    its first byte.) VftError if there is no room."""
+    with path.open("ab") as f:
+        size = max(size, f.tell())
+        check_space(path.parent, size - f.tell(), str(path))
+        f.truncate(size)
+    with path.open("rb+") as f, suppress(AttributeError):  # Windows and macOS have no such call
+        os.posix_fallocate(f.fileno(), 0, size)
 
 
 class TokenizerTask(Task):

@@ -1,0 +1,55 @@
+"""Work that takes less at once where memory runs out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def in_parts(
+    work: Callable[[int, int, bool], Tensor], count: int, at_once: int
+) -> Tensor:
+    """`work(begin, end, False)` -> `[end - begin, ...]` over all of `count` clips, `at_once` of
+    them at a time, concatenated.
+
+    Where memory runs out, half as many are tried from there on; one clip alone by
+    `work(begin, end, True)`. What then still fails is raised as it came. Each retry is logged as a
+    warning.
+    """
+    parts: list[Tensor] = []
+    begin, tight = 0, False
+    while begin < count:
+        end = min(begin + at_once, count)
+        try:
+            parts.append(work(begin, end, tight))
+            begin = end
+            continue
+        except (MemoryError, RuntimeError) as e:
+            if not out_of_memory(e) or (end - begin == 1 and tight):
+                raise
+        # Here the traceback is gone, and with it the tensors that it held.
+        if end - begin == 1:
+            tight = True
+            log.warning("out of memory: trying again with less at once")
+        else:
+            at_once = (end - begin) // 2
+            log.warning(
+                "out of memory with %d clips at once: trying again with %d", end - begin, at_once
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether it says that memory ran out: Python's, NumPy's, or torch's on any device, whose
+    allocator on the CPU has no exception of its own."""
+    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+    return isinstance(e, MemoryError) or (
+        isinstance(e, RuntimeError) and any(w in str(e) for w in words)
+    )
