@@ -33,9 +33,9 @@ def interrupt(tokenizer: Tokenizer, tokens: Tokens, out: Path, after: int, **opt
         if len(seen) > after:
             raise KeyboardInterrupt
 
-    options = {"resume": False, "on_chunk": stop} | options
+    options.setdefault("resume", False)
     with pytest.raises(KeyboardInterrupt):
-        decode_file(tokenizer, tokens, out, steps=2, **options)
+        decode_file(tokenizer, tokens, out, steps=2, on_chunk=stop, **options)
     return out.with_name(out.name + ".chunks")
 
 

@@ -11,9 +11,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
-def in_parts(
-    work: Callable[[int, int, bool], Tensor], count: int, at_once: int
-) -> Tensor:
+def in_parts(work: Callable[[int, int, bool], Tensor], count: int, at_once: int) -> Tensor:
     """`work(begin, end, False)` -> `[end - begin, ...]` over all of `count` clips, `at_once` of
     them at a time, concatenated.
 
