@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .cli_common import (
     DTYPES,
+    MAX_LINE,
     Bars,
     answer,
     check_out,
@@ -29,7 +30,7 @@ from .cli_common import (
     stored_dtype,
     token_facts,
 )
-from .errors import VftError
+from .errors import VftError, one_line
 
 if TYPE_CHECKING:
     from .prior import Prior
@@ -234,7 +235,7 @@ def _info(args: argparse.Namespace) -> None:
         facts = token_facts(file, Tokens.load(file))
     else:
         facts = {"file": file, "kind": "clip"} | dataclasses.asdict(probe(file))
-    lines = [f"{name.replace('_', ' '):18}{_plain(value)}" for name, value in facts.items()]
+    lines = [f"{k.replace('_', ' '):18}{one_line(_plain(v), MAX_LINE)}" for k, v in facts.items()]
     answer(args, "\n".join(lines), facts)
 
 
