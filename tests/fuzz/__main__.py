@@ -7,11 +7,10 @@ new code are written. Stops at the first finding: the input lies in DIR/found/.
 from __future__ import annotations
 
 import argparse
-import atexit
+import os
 import random
 import shutil
 import sys
-import time
 from pathlib import Path
 
 
@@ -21,7 +20,7 @@ def main() -> None:
     except ImportError:
         sys.exit("the fuzzers need atheris: pip install '.[fuzz]'")
     sys.path.insert(0, str(Path(__file__).parent.parent))  # as pytest has it
-    with atheris.instrument_imports(include=["vft_lib", "yaml", "tomllib", "json", "ast"]):
+    with atheris.instrument_imports(include=["vft_lib"]):
         from fuzz.mutate import mutate
         from fuzz.oracle import FOLDER, judge, warm
         from fuzz.targets import TARGETS
@@ -41,12 +40,13 @@ def main() -> None:
     for seed in kept.glob("*"):
         shutil.copy(seed, corpus / f"seed-{seed.name}")
     warm(target.run, target.examples())
-    counts = {"runs": 0, "accepted": 0}
-    began = time.monotonic()
+    if child := os.fork():  # libFuzzer ends its process where it stands
+        _, status = os.waitpid(child, 0)
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        sys.exit(os.waitstatus_to_exitcode(status))
 
     def one(data: bytes) -> None:
-        counts["runs"] += 1
-        counts["accepted"] += judge(target.run, data)
+        judge(target.run, data)
 
     def bend(data: bytes, max_size: int, seed: int) -> bytes:
         rng = random.Random(seed)
@@ -55,11 +55,6 @@ def main() -> None:
         bent = mutate(target, data, rng)
         return bent if len(bent) <= max_size else data
 
-    def report() -> None:
-        print(f"{args.target}: {counts}, {time.monotonic() - began:.0f} s", flush=True)
-        shutil.rmtree(FOLDER, ignore_errors=True)
-
-    atexit.register(report)
     options = [
         f"-max_total_time={args.seconds}", f"-artifact_prefix={found}/", "-max_len=65536",
         "-len_control=0", "-rss_limit_mb=4096", "-timeout=60", "-print_final_stats=1",

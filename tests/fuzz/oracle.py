@@ -27,7 +27,8 @@ FORBIDDEN = (
 ALLOWED = ("os.putenv", "os.unsetenv", "os.listdir", "os.scandir", "os.rename", "os.remove")
 
 _shared = Path("/dev/shm")
-FOLDER = Path(tempfile.mkdtemp(dir=_shared if _shared.is_dir() else None, prefix="vft-fuzz-"))
+_folder = tempfile.TemporaryDirectory("", "vft-fuzz-", _shared if _shared.is_dir() else None)
+FOLDER = Path(_folder.name)
 _guard: list[str] | None = None
 
 
