@@ -64,7 +64,7 @@ BAD_CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "negative": ({"seq_len": -1}, "seq_len"),
     "huge": ({"vocab": 1 << 40}, "vocab"),
     "class names": ({"classes": ["a"]}, "1 class names for n_classes 7"),
-    "not names": ({"classes": [1, 2, 3, 4, 5, 6, 7]}, "not a name"),
+    "not names": ({"classes": [1, 2, 3, 4, 5, 6, 7]}, "expected str"),
     "text without states": ({"cond": "text", "n_classes": 0}, "ctx_dim"),
     "no classes": ({"n_classes": 0, "classes": []}, "n_classes"),
     "tensors of another depth": ({"depth": 3}, "missing"),

@@ -163,7 +163,8 @@ def test_other_files(tmp_path: Path, content: bytes) -> None:
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "does not exist" in refused(tmp_path / "none.vft")
     refused(tmp_path)
-    refused(Path("a\0b"))
+    with pytest.raises(TokenFileError, match="null byte"):
+        Tokens.load("a\0b")
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:

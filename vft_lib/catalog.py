@@ -7,17 +7,22 @@ import re
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
 from .config import build
 from .errors import CheckpointError, ConfigError, VftError
 from .packaged import packaged
+from .untrusted import plain
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+CATALOG_BYTES = 1 << 18  # the one that comes with this program has 11,000
+CATALOG_DOTS = 64  # in a line: a name of parts takes the square of their number to read
 
 # One part of a path or a name. It begins with a letter or digit: no "..", no "-option", no "/".
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
@@ -86,9 +91,16 @@ def read_catalog(path: Path) -> dict[str, Entry]:
     """The entries of a catalogue file by name, in its order, every field checked. Raises VftError
     with one line that names the file and the entry."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise VftError(f"{path} is not a readable catalogue: {' '.join(str(e).split())}") from None
+        if path.stat().st_size > CATALOG_BYTES:
+            raise ValueError(f"it has {path.stat().st_size} bytes; expected up to {CATALOG_BYTES}")
+        text = path.read_text(encoding="utf-8")
+        if max(map(str.count, text.splitlines(), repeat(".")), default=0) > CATALOG_DOTS:
+            raise ValueError(f"a line of it has more than {CATALOG_DOTS} dots")
+        data = plain(tomllib.loads(text))
+    except (OSError, ValueError) as e:
+        raise VftError(f"{path} is not a readable catalogue: {e}") from None
+    except RecursionError:
+        raise VftError(f"{path} is not a readable catalogue: it nests too deep") from None
     models = data.pop("model", None)
     if data or not isinstance(models, list):
         raise VftError(f"{path}: expected [[model]] entries only, got {sorted(data) or models!r}")

@@ -11,17 +11,17 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import replacing
-from .config import TokenizerConfig, VAEConfig
+from .config import TokenizerConfig, VAEConfig, typed_value
 from .errors import CheckpointError, ConfigError
 from .prior import Prior
 from .prior_config import PriorConfig
 from .tensor_files import Cast, Source, digest, digests, write_safetensors
 from .tokenizer import Tokenizer
+from .untrusted import read_json
 from .vae import VideoAutoencoder
 
 FORMAT = "1"
@@ -84,8 +84,8 @@ def load_vae(path: str | Path, config: VAEConfig) -> VideoAutoencoder:
     """Read what :func:`save_vae` wrote; it must fit `config`."""
     vae = VideoAutoencoder(config)
     try:
-        vae.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as e:
+        vae.load_state_dict(dict(Source.open(path)))
+    except RuntimeError as e:
         raise CheckpointError(f"{path} does not hold this autoencoder: {e}") from None
     return vae.eval().requires_grad_(False)
 
@@ -108,21 +108,22 @@ def _read(
     meta, text = header_of(source, kind)
     try:
         config = config_type.from_json(text)
+        mark = typed_value(str, meta.get("fingerprint"), "its fingerprint")
     except ConfigError as e:
         raise CheckpointError(f"{path}: {e}") from None
     source.check_dtypes()
     check_shapes(source.shapes, config, str(path))
     if source.size < CHECKED_BYTES and digest(text, source) != meta.get("digest"):
         raise CheckpointError(f"{path} is damaged: its weights do not match its digest")
-    return config, str(meta.get("fingerprint")), source
+    return config, mark, source
 
 
 def header_of(source: Source, kind: str) -> tuple[dict[str, object], str]:
     """What the header of a file of ours says: facts, and the config's text. CheckpointError if it
     is of another kind than `kind`, or of another format."""
     try:
-        meta = json.loads(source.metadata.get("vft", "null"))
-    except (ValueError, RecursionError):
+        meta = read_json(source.metadata.get("vft", "null"))
+    except ValueError:
         meta = None
     found = meta.get("kind") if isinstance(meta, dict) else None
     if not isinstance(meta, dict) or found != kind:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from .atomic import alone, check_place
 from .cli_common import (
     DTYPES,
+    MAX_LINE,
     Bars,
     add_resource_options,
     answer,
@@ -30,7 +31,7 @@ from .cli_common import (
     stored_dtype,
     token_facts,
 )
-from .errors import VftError
+from .errors import VftError, one_line
 
 if TYPE_CHECKING:
     from .prior import Prior
@@ -256,7 +257,7 @@ def _info(args: argparse.Namespace) -> None:
         facts = token_facts(file, Tokens.load(file))
     else:
         facts = {"file": file, "kind": "clip"} | dataclasses.asdict(probe(file))
-    lines = [f"{name.replace('_', ' '):18}{_plain(value)}" for name, value in facts.items()]
+    lines = [f"{k.replace('_', ' '):18}{one_line(_plain(v), MAX_LINE)}" for k, v in facts.items()]
     answer(args, "\n".join(lines), facts)
 
 

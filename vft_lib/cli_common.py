@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .errors import VftError
+from .errors import VftError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .tokens import Tokens
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # that files are written in
+MAX_LINE = 100_000  # characters of an answer
 
 # torch is imported by the functions, not here: `vft --help` and a typing error answer at once.
 
@@ -116,14 +117,16 @@ def token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
 
 
 def answer(args: argparse.Namespace, text: str, facts: dict[str, Any]) -> None:
-    """A command's result: a text, or under --json one object."""
+    """A command's result: a text, or under --json one object. Its lines may hold names from files
+    of strangers."""
     args.bars.close()
-    print(json.dumps(facts, default=str) if args.json else text)
+    lines = (one_line(line, MAX_LINE) for line in text.split("\n"))
+    print(json.dumps(facts, default=str) if args.json else "\n".join(lines))
 
 
 def note(message: str) -> None:
     """A remark on stderr, beside a progress bar."""
-    tqdm.write(f"vft: note: {message}", file=sys.stderr)
+    tqdm.write(f"vft: note: {one_line(message)}", file=sys.stderr)
 
 
 def number(text: str) -> float:

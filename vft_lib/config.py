@@ -12,9 +12,28 @@ import math
 import types
 import typing
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
-from .errors import ConfigError
+from .errors import ConfigError, printable
+from .untrusted import read_json
+
+# What a config may say; models that are published or trained here stay far below. A model is only
+# described until its weights are known to be in the file, so these bound what a description costs.
+MAX_SIZE = 4096  # pixels along a side
+MAX_CHUNK = 1025  # frames
+MAX_REGISTERS = 4096  # per latent frame
+MAX_WIDTH = 1 << 16  # of a layer, and channels
+MAX_DEPTH = 128  # blocks of a trunk; 28 are published
+MAX_BLOCKS = 16  # on a level of the autoencoder
+MAX_PATCH = 64  # latent pixels along an axis
+MAX_POSITIONS = 1 << 14  # along an axis
+MAX_LEVELS = 256  # of one FSQ channel
+MAX_STEPS = 10_000  # of the sampler
+MIN_FPS, MAX_FPS = 1e-3, 1000.0
+MAX_TEXT = 1024  # characters of a name, class or word
+MAX_NUMBERS = 64  # in a list
+MAX_NAMES = 1 << 16  # in a list: classes, words
 
 MaskMode = Literal[
     "full",
@@ -160,31 +179,34 @@ class TokenizerConfig:
             raise ConfigError(f"chunk_frames is {self.chunk_frames}; expected 1 + 4n with n >= 1")
         if self.overlap not in (0, 1):
             raise ConfigError(f"overlap is {self.overlap}; expected 0 or 1")
-        if self.size % 8 or self.size < 8:
-            raise ConfigError(f"size is {self.size} px; expected a multiple of 8")
-        if self.registers < 1:
-            raise ConfigError(f"registers is {self.registers}; expected 1 or more")
-        if not 0 < self.fps <= 1000:
-            raise ConfigError(f"fps is {self.fps}; expected more than 0, at most 1000")
-        if min(self.fsq_levels, default=0) < 2 or self.vocab > 1 << 16:
+        if self.chunk_frames > MAX_CHUNK:
+            raise ConfigError(f"chunk_frames is {self.chunk_frames}; expected at most {MAX_CHUNK}")
+        if self.size % 8 or not 8 <= self.size <= MAX_SIZE:
             raise ConfigError(
-                f"fsq_levels are {self.fsq_levels}; expected 2 or more each, and a product of at "
-                "most 65,536: an id is two bytes"
+                f"size is {self.size} px; expected a multiple of 8, at most {MAX_SIZE}"
             )
+        if not 1 <= self.registers <= MAX_REGISTERS:
+            raise ConfigError(f"registers is {self.registers}; expected 1 to {MAX_REGISTERS}")
+        check_fps(self.fps)
+        check_levels(self.fsq_levels)
         if len(self.vae.multipliers) != 4:
             raise ConfigError(f"multipliers are {self.vae.multipliers}; expected 4 of them")
-        if 0 in (self.vae.width, *self.vae.multipliers, self.vae.latent_channels):
-            raise ConfigError(f"a width of the autoencoder is 0: {self.vae}")
-        if 0 in (self.vae.encoder_blocks, self.vae.decoder_blocks):
-            raise ConfigError(f"the autoencoder needs a block on each level: {self.vae}")
+        widths = [self.vae.width * m for m in self.vae.multipliers] + [self.vae.latent_channels]
+        if not 0 < min(widths) <= max(widths) <= MAX_WIDTH:
+            raise ConfigError(f"{self.vae}: a width is 0, or above {MAX_WIDTH}")
+        blocks = self.vae.encoder_blocks, self.vae.decoder_blocks
+        if not 0 < min(blocks) <= max(blocks) <= MAX_BLOCKS:
+            raise ConfigError(f"{self.vae}: expected 1 to {MAX_BLOCKS} blocks on each level")
         for size in (self.encoder.patch_size, self.decoder.patch_size):
-            if 0 in size:
-                raise ConfigError(f"patch_size is {size}; expected 1 or more along each axis")
-        if self.encoder.register_frames < self.token_frames:
+            if not 0 < min(size) <= max(size) <= MAX_PATCH:
+                raise ConfigError(f"patch_size is {size}; expected 1 to {MAX_PATCH} on each axis")
+        if not self.token_frames <= self.encoder.register_frames <= MAX_CHUNK:
             raise ConfigError(
                 f"register_frames is {self.encoder.register_frames}; a chunk has "
-                f"{self.token_frames} frames of registers"
+                f"{self.token_frames} frames of registers, and {MAX_CHUNK} are the limit"
             )
+        if max(self.encoder.feature_channels, self.encoder.global_feature) > MAX_WIDTH:
+            raise ConfigError(f"the encoder's features are more than {MAX_WIDTH} wide")
         steps = self.decoder.steps
         if len(set(steps)) != len(steps) or not {"nested_dropout", "null_condition"} <= {*steps}:
             raise ConfigError(
@@ -193,8 +215,8 @@ class TokenizerConfig:
             )
         if self.decoder.max_timestep <= 0:
             raise ConfigError(f"max_timestep is {self.decoder.max_timestep}; expected above 0")
-        if self.sampling.steps < 1:
-            raise ConfigError(f"sampling.steps is {self.sampling.steps}; expected 1 or more")
+        if not 1 <= self.sampling.steps <= MAX_STEPS:
+            raise ConfigError(f"sampling.steps is {self.sampling.steps}; expected 1 to {MAX_STEPS}")
         for side in (self.encoder, self.decoder):
             self._check_side(side)
 
@@ -213,16 +235,24 @@ class TokenizerConfig:
             )
         if any(p < 1 or grid % p for p in side.patch_size[1:]):
             raise ConfigError(f"patch size {side.patch_size} does not divide the {grid} px latent")
+        if trunk.dim > MAX_WIDTH:
+            raise ConfigError(f"dim is {trunk.dim}; expected at most {MAX_WIDTH}")
         if trunk.head_dim < 1 or trunk.dim < 1 or trunk.dim % trunk.head_dim:
             raise ConfigError(f"dim {trunk.dim} is not a multiple of head_dim {trunk.head_dim}")
-        if trunk.depth > 1024 or not 0 < trunk.mlp_ratio <= 64 or trunk.modulation_kinds > 2:
+        if trunk.depth > MAX_DEPTH or trunk.mlp_ratio > 64 or trunk.modulation_kinds > 2:
             raise ConfigError(
-                f"{trunk}: expected depth up to 1024, mlp_ratio up to 64, modulation_kinds up to 2"
+                f"{trunk}: expected depth up to {MAX_DEPTH}, mlp_ratio up to 64, modulation_kinds "
+                "up to 2"
             )
+        if trunk.hidden < 1:
+            raise ConfigError(f"mlp_ratio is {trunk.mlp_ratio}: the MLP has no width")
         for posemb in (side.patch_posemb, getattr(side, "register_posemb", side.patch_posemb)):
-            if not posemb.max_sizes or 0 in posemb.max_sizes:
-                raise ConfigError(f"position table of sizes {posemb.max_sizes}; expected 1 or more")
-            if posemb.kind == "sincos" and (len(posemb.max_sizes) < 2 or trunk.dim % 4):
+            sizes = posemb.max_sizes or (0,)
+            if not 0 < min(sizes) <= max(sizes) <= MAX_POSITIONS:
+                raise ConfigError(
+                    f"position table of sizes {sizes}; expected 1 to {MAX_POSITIONS} each"
+                )
+            if posemb.kind == "sincos" and (len(sizes) < 2 or trunk.dim % 4):
                 raise ConfigError(f"sincos positions need two axes and a width of 4n: {posemb}")
 
     @property
@@ -275,6 +305,22 @@ class TokenizerConfig:
         return from_json(TokenizerConfig, text, "tokenizer")
 
 
+def check_fps(fps: float) -> None:
+    """ConfigError unless it is a frame rate."""
+    if not MIN_FPS <= fps <= MAX_FPS:
+        raise ConfigError(f"fps is {fps}; expected {MIN_FPS} to {MAX_FPS:g}")
+
+
+def check_levels(levels: tuple[int, ...]) -> None:
+    """ConfigError unless these are FSQ levels whose ids are two bytes."""
+    each = levels or (0,)
+    if not 2 <= min(each) <= max(each) <= MAX_LEVELS or math.prod(levels) > 1 << 16:
+        raise ConfigError(
+            f"fsq_levels are {levels}; expected 2 to {MAX_LEVELS} each, and a product of at most "
+            "65,536: an id is two bytes"
+        )
+
+
 def _spelled_out(value: Any) -> Any:
     """A config as plain data, without the entries that stand at their defaults."""
     if not dataclasses.is_dataclass(value):
@@ -297,8 +343,8 @@ def canonical(data: dict[str, Any]) -> str:
 def from_json(kind: type[T], text: str, what: str) -> T:
     """A config of a `what` from JSON, checked as :func:`build` does."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        data = read_json(text)
+    except ValueError as e:
         raise ConfigError(f"the {what} config is not JSON: {e}") from None
     return build(kind, data, "config")
 
@@ -311,7 +357,7 @@ def build(kind: type[T], data: Any, where: str) -> T:
     for key in data:
         if key not in fields:
             raise ConfigError(f"{where}: unknown entry {_short(key)}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]
     values = {}
     for name, field in fields.items():
         if name in data:
@@ -319,6 +365,12 @@ def build(kind: type[T], data: Any, where: str) -> T:
         elif field.default is dataclasses.MISSING:
             raise ConfigError(f"{where}: entry {name!r} is missing")
     return kind(**values)
+
+
+@lru_cache(maxsize=32)
+def _hints(kind: type) -> dict[str, Any]:
+    """The annotations of a config, evaluated once: while a file is read nothing is."""
+    return typing.get_type_hints(kind)
 
 
 def typed_value(hint: Any, value: Any, where: str) -> Any:
@@ -329,6 +381,9 @@ def typed_value(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list):
             raise ConfigError(f"{where}: expected a list, got {_short(value)}")
+        most = MAX_NAMES if args[0] is str else MAX_NUMBERS
+        if len(value) > most:
+            raise ConfigError(f"{where}: {len(value)} values; expected at most {most}")
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) != len(value):
             raise ConfigError(f"{where}: expected {len(kinds)} values, got {_short(value)}")
@@ -353,15 +408,16 @@ def typed_value(hint: Any, value: Any, where: str) -> Any:
         if not 0 <= value <= 1 << 20:
             raise ConfigError(f"{where} is {_short(value)}; expected 0 .. {1 << 20}")
         return value
-    if hint in (str, bool) and isinstance(value, hint):
+    if hint is str and isinstance(value, str):
+        if len(value) > MAX_TEXT or not printable(value):
+            raise ConfigError(f"{where} is {_short(value)}; expected at most {MAX_TEXT} letters")
+        return value
+    if hint is bool and isinstance(value, bool):
         return value
     raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {_short(value)}")
 
 
 def _short(value: Any) -> str:
-    """For a message: one line of bounded length, whatever stood in the file."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, endless nesting
-        return f"an unprintable {type(value).__name__}"
+    """For a message: of bounded length, whatever stood in the file."""
+    text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

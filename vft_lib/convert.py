@@ -24,7 +24,7 @@ from .config import (
     VAEConfig,
 )
 from .convert_walk import Module, Options, Side
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, one_line
 from .published import Renamed, read_config
 from .tensor_files import Source
 
@@ -47,7 +47,7 @@ def read_published(
     Raises CheckpointError for anything unknown, missing, left over or of another shape.
     """
     where = str(source.path)
-    name = name or (source.path.name if source.path.is_dir() else source.path.stem)
+    name = one_line(name or (source.path.name if source.path.is_dir() else source.path.stem))
     data = read_config(source, TOKENIZER_ENTRIES)
     source.check_dtypes()
     shapes, keys = fit(source.shapes)
@@ -190,7 +190,8 @@ def architecture(
     ):  # fmt: skip
         if side.fact(fact) != expected:
             raise ConfigError(f"{side.name}: {fact} is {side.fact(fact)}; expected {expected}")
-    global_feature = shapes.get("global_token_input.proj.weight", [0, 0])
+    global_shape = shapes.get("global_token_input.proj.weight", [0])
+    global_feature = global_shape[-1] if global_shape else 0
     semantok.ignore("dino_input", "global_token", "dino_frame_agg", "global_token_mode")
     semantok.close()
 
@@ -198,7 +199,7 @@ def architecture(
         name=name, size=grid[1] * 8, registers=enc.fact("registers"), vae=VAES[tokenizer_id],
         encoder=EncoderConfig(
             enc.fact("trunk"), enc.fact("patch_size"), enc.fact("patch_posemb"),
-            enc.fact("register_frames"), enc.fact("mask"), features, global_feature[-1],
+            enc.fact("register_frames"), enc.fact("mask"), features, global_feature,
         ),
         decoder=DecoderConfig(
             dec.fact("trunk"), dec.fact("patch_size"), dec.fact("patch_posemb"),
@@ -213,7 +214,7 @@ def architecture(
     def rename(key: str) -> str | None:
         if key.startswith("vae.") and (m := VAE_KEY.fullmatch(key)):
             return "vae." + vae_name(m[1])
-        if key.startswith("global_token_input.proj.") and global_feature[-1]:
+        if key.startswith("global_token_input.proj.") and global_feature:
             return "encoder.global_proj." + key.rpartition(".")[2]
         m = re.fullmatch(r"(encoder|decoder)\.module_dict\.([^.]+)\.(.+)", key)
         if m is None:

@@ -9,15 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from .checkpoint import check_shapes, weight_shapes
-from .errors import CheckpointError, ConfigError
+from .config import MAX_NAMES, typed_value
+from .errors import CheckpointError, ConfigError, one_line
 from .prior_config import PriorConfig
 from .published import Renamed, read_config
 from .tensor_files import Source
 
-ENTRIES: dict[str, type] = {
+ENTRIES: dict[str, Any] = {
     "depth": int, "vocab": int, "seq_len": int, "n_classes": int, "ctx_dim": int,
-    "n_ctx_null": int, "head_bias": bool, "cond": str, "classes": list, "max_text_len": int,
-    "tokenizer": str,
+    "n_ctx_null": int, "head_bias": bool, "cond": str, "classes": tuple[str, ...],
+    "max_text_len": int, "tokenizer": str,
 }  # fmt: skip
 PRIOR_ENTRIES = frozenset({"seq_len"})  # by which a header is known to hold a prior's config
 REQUIRED = ("depth", "vocab", "seq_len", "cond", "tokenizer")
@@ -50,7 +51,7 @@ def read_published_prior(
 ) -> tuple[PriorConfig, Mapping[str, Tensor]]:
     """A published folder as a config of ours and our weights, read when asked for."""
     source.check_dtypes()
-    name = name or source.path.name
+    name = one_line(name or source.path.name)
     config, table = prior_plan(read_config(source, PRIOR_ENTRIES), source.shapes, name)
     return config, Renamed({ours: (source, key) for ours, key in table.items()})
 
@@ -97,12 +98,11 @@ def _config(config: Mapping[str, Any], name: str) -> PriorConfig:
         raise fail(f"its config is {type(config).__name__}, expected an object")
     for key, value in config.items():
         if key not in ENTRIES:
-            raise fail(f"unknown config entry {str(key)[:40]!r}")
-        kind: Any = ENTRIES[key]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise fail(f"config entry {key!r} is {str(value)[:40]!r}, expected {kind.__name__}")
-        if kind is int and not 0 <= value <= 1 << 20:
-            raise fail(f"config entry {key!r} is {str(value)[:40]}, expected 0 .. {1 << 20}")
+            raise fail(f"unknown config entry {key[:40]!r}")
+        try:
+            typed_value(ENTRIES[key], value, f"config entry {key!r}")
+        except ConfigError as e:
+            raise fail(str(e)) from None
     for key in REQUIRED:
         if key not in config:
             raise fail(f"config entry {key!r} is missing")
@@ -110,6 +110,8 @@ def _config(config: Mapping[str, Any], name: str) -> PriorConfig:
     if cond not in ("class", "text"):
         raise fail(f"cond is {cond[:40]!r}; expected 'class' or 'text'")
     text = cond == "text"
+    if count > MAX_NAMES:
+        raise fail(f"n_classes is {count}; expected at most {MAX_NAMES}")
     if text and count:
         raise fail(f"cond is 'text' with {count} classes; expected none")
     if not text and not count:
@@ -119,8 +121,6 @@ def _config(config: Mapping[str, Any], name: str) -> PriorConfig:
     if not text and config.get("ctx_dim"):
         raise fail(f"cond is 'class' with ctx_dim {config['ctx_dim']}; expected 0")
     classes = config.get("classes") or [f"class {i}" for i in range(count)]
-    if not all(isinstance(c, str) for c in classes):
-        raise fail("classes holds something that is not a name")
     if len(classes) != count:
         raise fail(f"{len(classes)} class names for n_classes {count}")
     k600 = "k600" in name.lower() or (not text and "uco3d" not in name.lower())

@@ -7,7 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .config import canonical, from_json
+from .config import (
+    MAX_DEPTH,
+    MAX_WIDTH,
+    canonical,
+    check_fps,
+    check_levels,
+    from_json,
+)
 from .errors import ConfigError
 
 Conditioning = Literal["class", "text", "both"]
@@ -68,7 +75,8 @@ class PriorConfig:
             if not ok:
                 raise ConfigError(f"prior {self.name!r}: {what}")
 
-        need(0 < self.depth <= 1024, f"depth is {self.depth}; expected 1 to 1024")
+        need(0 < self.depth <= MAX_DEPTH, f"depth is {self.depth}; expected 1 to {MAX_DEPTH}")
+        need(self.width <= MAX_WIDTH, f"width is {self.width}; expected up to {MAX_WIDTH}")
         need(
             0 < self.head_dim <= self.width and self.width % self.head_dim == 0,
             f"width {self.width} is not a multiple of head_dim {self.head_dim}",
@@ -91,13 +99,14 @@ class PriorConfig:
         else:
             need(self.ctx_dim == 0, f"ctx_dim is {self.ctx_dim} without text; expected 0")
         if self.embedding == "factorized":
+            check_levels(self.fsq_levels)
             need(
                 len(self.fsq_levels) >= 2 and math.prod(self.fsq_levels) == self.vocab,
                 f"fsq_levels {self.fsq_levels} do not make {self.vocab} ids",
             )
         ks = [k for k, _ in self.guidance]
         need(bool(ks) and ks[0] == 1 and sorted(set(ks)) == ks, f"guidance budgets are {ks}")
-        need(0 < self.fps <= 1000, f"fps is {self.fps}; expected more than 0, at most 1000")
+        check_fps(self.fps)
         e = self.text_encoder
         if e is not None:
             need(
@@ -106,7 +115,7 @@ class PriorConfig:
             need(
                 min(e.buckets, e.dim, e.head_dim, e.max_words) > 0
                 and e.dim % e.head_dim == 0
-                and e.depth <= 64
+                and e.depth <= MAX_DEPTH
                 and e.max_words <= self.max_text_len,
                 "the text encoder's sizes do not fit together",
             )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from .errors import CheckpointError
 from .tensor_files import Source
+from .untrusted import TEXT_CHARS, read_json, read_literal
 
-CONFIG_BYTES = 1 << 24
+HEADER_CHARS = 1 << 18  # of the texts in a single file's header; a published config has 10,000
 
 
 def read_config(source: Source, known: frozenset[str]) -> dict[str, Any]:
@@ -22,10 +20,12 @@ def read_config(source: Source, known: frozenset[str]) -> dict[str, Any]:
     must stand), as plain data."""
     file = source.path / "config.json"
     if source.path.is_dir():
-        if not file.is_file() or file.stat().st_size > CONFIG_BYTES:
+        if not file.is_file() or file.stat().st_size > TEXT_CHARS:
             raise CheckpointError(f"{file} is missing, or no config: the folder is not a tokenizer")
         return parse_config(file.read_bytes(), str(file))
-    entries = {k: _literal(v) for k, v in source.metadata.items()}
+    if sum(map(len, source.metadata.values())) > HEADER_CHARS:
+        raise CheckpointError(f"{source.path}: its header's texts exceed {HEADER_CHARS} characters")
+    entries = {k: read_literal(v) for k, v in source.metadata.items()}
     if not entries.keys() & known:
         raise CheckpointError(
             f"{source.path} is neither a file of ours nor a published one: its header holds no "
@@ -38,22 +38,12 @@ def read_config(source: Source, known: frozenset[str]) -> dict[str, Any]:
 def parse_config(text: bytes | str, where: str) -> dict[str, Any]:
     """JSON -> dict, or CheckpointError."""
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as e:
+        data = read_json(text)
+    except ValueError as e:
         raise CheckpointError(f"{where} is not JSON: {e}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{where} holds a {type(data).__name__}; expected an object")
     return data
-
-
-def _literal(text: str) -> Any:
-    """JSON, a Python literal or YAML, whichever it is; never more than plain data."""
-    for read in (json.loads, ast.literal_eval, yaml.safe_load):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError, yaml.YAMLError):
-            continue
-    return text
 
 
 class Renamed(Mapping[str, Tensor]):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from . import attention, flow
-from .config import TokenizerConfig
+from .config import TokenizerConfig, check_fps
 from .decoder import Decoder, Modulation
 from .encoder import Encoder
 from .errors import VftError
@@ -122,8 +122,7 @@ class Tokenizer(nn.Module):
         self._check_video(video)
         c = self.config
         fps = c.fps if fps is None else fps
-        if not 0 < fps <= 1000:
-            raise VftError(f"fps is {fps}; expected more than 0, at most 1000")
+        check_fps(fps)
         total = self.chunk_count(video.shape[2])
         ids = []
         for chunk in self.encode_chunks(video.unbind(2), budget=budget):

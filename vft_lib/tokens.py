@@ -15,15 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save
 from torch import Tensor
 
 from .atomic import write_bytes
-from .errors import TokenFileError, VftError
+from .config import MAX_FPS, MAX_TEXT, MIN_FPS
+from .errors import TokenFileError, VftError, printable
+from .untrusted import open_tensors, read_json
 
 VERSION = 1
 MAX_FILE_BYTES = 1 << 28  # 256 MiB: two weeks of video at 32 ids per latent frame
+MAX_FRAMES = 1 << 31
+MAX_SIDE = 1 << 16  # pixels
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Tokens:
 
     `tokenizer` and `fingerprint` say whose ids these are; `frames` is the clip's real length,
     before it was padded to whole chunks; `fps` its frame rate; `size` the model's (h, w) in
-    pixels; `source_size` (h, w) of the clip before `fit` brought it to that size.
+    pixels; `source_size` (h, w) of the clip before `fit` brought it to that size. `source` is the
+    name of the clip's file as it was: a stranger's may hold anything, `one_line` it to show it.
     """
 
     ids: Tensor
@@ -127,8 +132,8 @@ class Tokens:
         try:
             if path.stat().st_size > MAX_FILE_BYTES:
                 raise TokenFileError(f"{path} has {path.stat().st_size} bytes: no token file")
-            with safe_open(path, "np") as f:
-                meta = json.loads((f.metadata() or {}).get("vft", "null"))
+            with open_tensors(path, "np") as f:
+                meta = read_json((f.metadata() or {}).get("vft", "null"))
                 if not isinstance(meta, dict) or "version" not in meta:
                     raise TokenFileError(f"{path} is a safetensors file, but not a token file")
                 if meta["version"] != VERSION:
@@ -146,9 +151,8 @@ class Tokens:
             raise TokenFileError(f"{path} does not exist") from None
         except VftError:
             raise
-        except (OSError, SafetensorError, ValueError, RecursionError) as e:
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            raise TokenFileError(f"{path} is not a readable token file: {reason}") from None
+        except (OSError, SafetensorError, ValueError) as e:
+            raise TokenFileError(f"{path} is not a readable token file: {e}") from None
         return Tokens(ids=ids, **_checked(meta, path))
 
 
@@ -162,7 +166,7 @@ def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
         value = meta.get(name)
         if value is None and optional:
             return None
-        if isinstance(value, str) and len(value) <= 1024 and (optional or value.isprintable()):
+        if isinstance(value, str) and len(value) <= MAX_TEXT and (optional or printable(value)):
             return value
         raise fail(name)
 
@@ -173,16 +177,16 @@ def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
         if (
             isinstance(value, list)
             and len(value) == 2
-            and all(type(v) is int and 0 < v <= 1 << 16 for v in value)
+            and all(type(v) is int and 0 < v <= MAX_SIDE for v in value)
         ):
             return value[0], value[1]
         raise fail(name)
 
     frames, fps = meta.get("frames"), meta.get("fps")
-    if type(frames) is not int or not 1 <= frames <= 1 << 31:
+    if type(frames) is not int or not 1 <= frames <= MAX_FRAMES:
         raise fail("frames")
-    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps <= 1000:
-        raise fail("fps")  # nan and infinity too
+    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not MIN_FPS <= fps <= MAX_FPS:
+        raise fail("fps")
     if meta.get("fit") not in ("crop", "pad", "stretch"):
         raise fail("fit")
     return {

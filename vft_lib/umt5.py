@@ -60,7 +60,11 @@ class UMT5:
             raise VftError("umT5 needs transformers: pip install '.[umt5]'") from None
         try:
             self.words: Any = AutoTokenizer.from_pretrained(model)
-            network: Any = UMT5EncoderModel.from_pretrained(model, torch_dtype=dtype)
+            network: Any = UMT5EncoderModel.from_pretrained(
+                model,
+                torch_dtype=dtype,
+                use_safetensors=True,  # never a pickle
+            )
         except OSError as e:
             raise VftError(f"umT5 {model!r} cannot be loaded: {e}") from None
         self.network = network.to(device).eval()

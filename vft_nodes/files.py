@@ -10,6 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vft_lib import Tokens, VftError
+from ..vft_lib.errors import one_line
 from ..vft_lib.packaged import packaged
 from . import host
 from .loaders import LoadedTokenizer, stamp
@@ -202,5 +203,5 @@ def node_facts(tokens: Tokens) -> dict[str, Any]:
         "bits per second": f"{8 * tokens.id_bytes / tokens.seconds:,.0f}",
         "picture": f"{tokens.size[1]}×{tokens.size[0]} px, {tokens.fit}"
         + (f" of {tokens.source_size[1]}×{tokens.source_size[0]}" if tokens.source_size else ""),
-        "source": tokens.source or "unknown",
+        "source": one_line(tokens.source or "unknown"),
     }  # fmt: skip
