@@ -12,6 +12,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,7 @@ def calls(name: str, prior_name: str | None, folder: Path) -> Iterator[Callable[
             ),
         ]
         if prior is not None:
-            every.append(
-                lambda k=k, i=i: prior.generate(words[i % 3], budget=min(k, 6), seed=i)
-            )
+            every.append(partial(prior.generate, words[i % 3], budget=min(k, 6), seed=i))
         yield every[i % len(every)]
 
 

@@ -27,7 +27,7 @@ from read_damaged import damaged
 from test_video_io import encode, flat, indices
 
 from vft_lib.cli import main
-from vft_lib.errors import LONGEST, VftError
+from vft_lib.errors import MAX_MESSAGE, VftError
 from vft_lib.frames import VideoError, fit_frame
 from vft_lib.stream import encode_file
 from vft_lib.tokenizer import Tokenizer
@@ -431,7 +431,7 @@ def test_a_file_that_may_not_be_read_is_named() -> None:
 
 def test_an_error_is_one_line_of_bounded_length_whatever_it_quotes() -> None:
     error = VftError("name\r\n\x1b[31m\u2028 " + "x" * 10**6)
-    assert str(error).isprintable() and len(str(error)) < LONGEST + 10
+    assert str(error).isprintable() and len(str(error)) < MAX_MESSAGE + 10
     assert str(VftError("cannot read clip.mp4")) == "cannot read clip.mp4"
 
 

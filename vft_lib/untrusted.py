@@ -136,12 +136,6 @@ def _nesting(text: str) -> int:
     return deepest
 
 
-def _python(text: str) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about how the stranger spells
-        return ast.literal_eval(text)
-
-
 class _Loader(yaml.SafeLoader):
     """YAML without references: a few of them stand for as many values as there are atoms."""
 

@@ -33,7 +33,7 @@ from .av_in import (
     square_width,
     video_stream,
 )
-from .errors import printable
+from .errors import one_line
 from .frames import PathLike, Report, VideoError, fit_frame, fit_size
 from .shots import Problem, Shot, degrees, upright_size
 
@@ -138,7 +138,7 @@ def read_frames(
     def problem(kind: str, where: str) -> None:
         if kind not in told:
             told.add(kind)
-            (on_problem or log.warning)(printable(f"{file.name}: {kind}, {where}."))
+            (on_problem or log.warning)(one_line(f"{file.name}: {kind}, {where}."))
 
     def frames() -> Generator[np.ndarray, None, None]:
         image = image_in.open_image(file)
