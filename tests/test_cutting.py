@@ -8,6 +8,7 @@ import torch
 from test_tokenizer import clips, with_overlap
 
 from vft_lib import stream
+from vft_lib.cutting import join_tokens, slice_tokens
 from vft_lib.errors import VftError
 from vft_lib.tokenizer import Tokenizer
 
@@ -22,8 +23,8 @@ def test_the_slices_of_a_clip_join_to_the_clip(tok: Tokenizer, frames: int) -> N
     tokens = tok.encode(clips(1, frames))
     chunks = tok.chunk_count(frames)
     for cut in range(1, chunks):
-        parts = [tok.slice(tokens, 0, cut), tok.slice(tokens, cut)]
-        joined = tok.join(parts)
+        parts = [slice_tokens(tok, tokens, 0, cut), slice_tokens(tok, tokens, cut)]
+        joined = join_tokens(tok, parts)
         assert torch.equal(joined.ids, tokens.ids)
         assert joined.frames == frames
         assert tok.decode(parts[1], steps=1).shape[2] == parts[1].frames
@@ -34,14 +35,14 @@ def test_a_slice_without_shared_frames_is_what_the_part_encodes_to(
 ) -> None:
     tok = with_overlap(tiny_tokenizer, 0)
     video = clips(1, 51)
-    part = tok.slice(tok.encode(video), 1, 2)
+    part = slice_tokens(tok, tok.encode(video), 1, 2)
     assert torch.equal(part.ids, tok.encode(video[:, :, 17:51]).ids)
     assert part.frames == 34
 
 
 def test_a_slice_begins_with_the_shared_frame(tiny_tokenizer: Tokenizer) -> None:
     tokens = tiny_tokenizer.encode(clips(1, 49))
-    part = tiny_tokenizer.slice(tokens, 1)
+    part = slice_tokens(tiny_tokenizer, tokens, 1)
     assert part.frames == 33  # frames 16 to 48: the shared one belongs to both chunks
     assert torch.equal(part.ids, tokens.ids[:, 4:])
 
@@ -52,7 +53,7 @@ def test_chunks_that_are_not_there_are_named(
 ) -> None:
     tokens = tiny_tokenizer.encode(clips(1, 49))
     with pytest.raises(VftError, match="these tokens hold chunks 0 to 2"):
-        tiny_tokenizer.slice(tokens, first, count)
+        slice_tokens(tiny_tokenizer, tokens, first, count)
 
 
 def test_joining_takes_the_smallest_budget_and_holds_or_drops_what_is_not_full(
@@ -60,7 +61,7 @@ def test_joining_takes_the_smallest_budget_and_holds_or_drops_what_is_not_full(
 ) -> None:
     a, b = tok.encode(clips(1, 40)), tok.encode(clips(1, 20, seed=1)).truncate(3)
     o = tok.config.overlap
-    held, dropped = tok.join([a, b]), tok.join([a, b], drop_partial=True)
+    held, dropped = join_tokens(tok, [a, b]), join_tokens(tok, [a, b], drop_partial=True)
     assert held.budget == dropped.budget == 3
     assert held.frames == 51 - 2 * o + 20 - o  # three whole chunks, then b
     assert dropped.frames == 34 - o + 20 - o
@@ -71,11 +72,11 @@ def test_joining_takes_the_smallest_budget_and_holds_or_drops_what_is_not_full(
 def test_clips_that_do_not_fit_together_are_refused(tok: Tokenizer) -> None:
     a = tok.encode(clips(1, 17))
     with pytest.raises(VftError, match="8 and 12 fps"):
-        tok.join([a, tok.encode(clips(1, 17), fps=12.0)])
+        join_tokens(tok, [a, tok.encode(clips(1, 17), fps=12.0)])
     with pytest.raises(VftError, match="not one whole chunk"):
-        tok.join([tok.encode(clips(1, 5)), a], drop_partial=True)
+        join_tokens(tok, [tok.encode(clips(1, 5)), a], drop_partial=True)
     with pytest.raises(VftError, match="no clips"):
-        tok.join([])
+        join_tokens(tok, [])
 
 
 def test_the_budget_within_a_number_of_ids_or_bytes(tiny_tokenizer: Tokenizer) -> None:

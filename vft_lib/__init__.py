@@ -7,6 +7,7 @@
 Read `tokenizer.py` first; ARCHITECTURE.md has one line per file.
 """
 
+from .cutting import join_tokens, slice_tokens
 from .errors import CheckpointError, ConfigError, TokenFileError, VftError
 from .loading import load_prior, load_tokenizer
 from .prior import Prior
@@ -25,8 +26,10 @@ __all__ = [
     "VftError",
     "decode_file",
     "encode_file",
+    "join_tokens",
     "load_prior",
     "load_tokenizer",
     "read_video",
+    "slice_tokens",
     "write_video",
 ]

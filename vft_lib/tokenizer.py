@@ -8,7 +8,6 @@ Layout everywhere: video `[B,3,T,H,W]` float in [-1,1], latents `[B,C,t,h,w]`, i
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -216,7 +215,7 @@ class Tokenizer(nn.Module):
         chunk i, `last` `[B,3,H,W]` being the frame before it as `clamp=False` gives it: what then
         comes is what comes without."""
         c = self.config
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         schedule = flow.Schedule(c.sampling.steps if steps is None else steps, method, shift)
         steps = schedule.steps
         scale = c.sampling.guidance if guidance is None else guidance
@@ -364,68 +363,6 @@ class Tokenizer(nn.Module):
             velocity, noise.to(self.device), schedule, guidance, pinned, progress, estimate
         )
 
-    # ------------------------------------------------------------------ cutting and joining in time
-
-    def slice(self, tokens: Tokens, first: int, count: int | None = None) -> Tokens:
-        """The tokens of `count` chunks from chunk `first` (0: the beginning) on; None: all that
-        follow. Nothing is encoded again, so cuts are where chunks begin: every
-        `config.stride / fps` seconds. Chunks that share a frame hold its ids once, in the chunk
-        before; that latent frame stands in for the first of the new beginning.
-
-        Raises VftError for a chunk that is not there.
-        """
-        self._check_tokens(tokens)
-        c = self.config
-        chunks = self.chunk_count(tokens.frames)
-        count = chunks - first if count is None else count
-        if not 0 <= first < chunks or not 1 <= count <= chunks - first:
-            raise VftError(
-                f"chunks {first} to {first + count - 1} are asked for; these tokens hold chunks 0 "
-                f"to {chunks - 1}, {c.stride / tokens.fps:.3g} s each"
-            )
-        new = c.token_frames - c.overlap
-        start = first * new
-        ids = tokens.ids[:, start : start + c.token_frames + (count - 1) * new]
-        left = tokens.frames - first * c.stride
-        frames = min(left, c.chunk_frames + (count - 1) * c.stride)
-        return dataclasses.replace(tokens, ids=ids, frames=frames)
-
-    def join(self, clips: Sequence[Tokens], *, drop_partial: bool = False) -> Tokens:
-        """Tokens of clips one after the other, at the smallest of their budgets. Where chunks
-        share a frame the last frame of a clip takes the place of the next one's first.
-
-        A clip whose last chunk is not full holds its last frame until the chunk ends, or loses
-        that chunk with `drop_partial`. Raises VftError for clips of different tokenizers, frame
-        rates or batch sizes.
-        """
-        if not clips:
-            raise VftError("got no clips to join; give one or more")
-        c, budget = self.config, min(t.budget for t in clips)
-        for clip in clips:
-            self._check_tokens(clip)
-            if clip.fps != clips[0].fps or len(clip) != len(clips[0]):
-                raise VftError(
-                    f"got clips of {clips[0].fps:g} and {clip.fps:g} fps, batches of "
-                    f"{len(clips[0])} and {len(clip)}; join clips that agree in both"
-                )
-        rows: list[Tensor] = []
-        frames = 0
-        for i, clip in enumerate(clips):
-            whole = 1 + (clip.frames - c.chunk_frames) // c.stride  # chunks that are full
-            last = i == len(clips) - 1
-            if drop_partial and not last and whole < self.chunk_count(clip.frames):
-                if not whole:
-                    raise VftError(
-                        f"clip {i + 1} has {clip.frames} frames, not one whole chunk of "
-                        f"{c.chunk_frames}; join it without dropping"
-                    )
-                clip = self.slice(clip, 0, whole)
-            chunks = self.chunk_count(clip.frames)
-            full = c.chunk_frames + (chunks - 1) * c.stride
-            rows.append(clip.ids[:, c.overlap if i else 0 :, :budget])
-            frames += (clip.frames if last else full) - (c.overlap if i else 0)
-        return dataclasses.replace(clips[0], ids=torch.cat(rows, dim=1), frames=frames, source=None)
-
     # ------------------------------------------------------------------ shapes and checks
 
     def _at_once(self, batch: int) -> int:
@@ -497,7 +434,8 @@ class Tokenizer(nn.Module):
                     "pixels / 127.5 - 1"
                 )
 
-    def _check_tokens(self, tokens: Tokens) -> None:
+    def check_tokens(self, tokens: Tokens) -> None:
+        """VftError unless these are tokens of this tokenizer, of the shape that it makes."""
         c = self.config
         if tokens.fingerprint != self.fingerprint:
             raise VftError(

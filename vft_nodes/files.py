@@ -10,6 +10,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vft_lib import Tokens, VftError
+from ..vft_lib.cutting import join_tokens, slice_tokens
 from ..vft_lib.errors import one_line
 from ..vft_lib.packaged import packaged
 from . import host
@@ -155,7 +156,9 @@ class JoinTokens(io.ComfyNode):
     def execute(
         cls, tokenizer: LoadedTokenizer, first: Tokens, second: Tokens, unfinished_chunk: str
     ) -> io.NodeOutput:
-        joined = tokenizer.model.join([first, second], drop_partial=unfinished_chunk == "drop")
+        joined = join_tokens(
+            tokenizer.model, [first, second], drop_partial=unfinished_chunk == "drop"
+        )
         return io.NodeOutput(joined, ui=shown(joined))
 
 
@@ -183,7 +186,7 @@ class SliceTokens(io.ComfyNode):
         cls, tokenizer: LoadedTokenizer, tokens: Tokens, first_chunk: int, chunks: int
     ) -> io.NodeOutput:
         model = tokenizer.model
-        part = model.slice(tokens, first_chunk, chunks or None)
+        part = slice_tokens(model, tokens, first_chunk, chunks or None)
         begin = first_chunk * model.config.stride / tokens.fps
         text = (
             f"chunks {first_chunk} to {first_chunk + model.chunk_count(part.frames) - 1} of "
