@@ -54,7 +54,7 @@ def calls(name: str, prior_name: str | None, folder: Path) -> Iterator[Callable[
         ]
         if prior is not None:
             every.append(
-                lambda k=k, i=i: prior.generate(words[i % 3], budget=min(k, 6), seed=i)  # type: ignore[misc,union-attr]
+                lambda k=k, i=i: prior.generate(words[i % 3], budget=min(k, 6), seed=i)  # type: ignore[misc]
             )
         yield every[i % len(every)]
 
