@@ -111,9 +111,11 @@ class Case:
     def learn(self, out: Path, starter: Starter) -> None:
         """One run to its end."""
         self.fresh(out, False)
-        begun = time.monotonic()
-        starter.run(self.arguments(out))
-        self.seconds = time.monotonic() - begun
+        starter.start(self.arguments(out))
+        while starter.running():
+            self.seconds = max(self.seconds, starter.seconds())
+            time.sleep(0.001)
+        assert not starter.kill()
         self.reference = {n: f.read_bytes() for n, f in files(out)}
         self.loads(out)
 
@@ -167,12 +169,12 @@ def seen(out: Path) -> list[tuple[str, int, int]]:
 
 def kill_once(case: Case, out: Path, starter: Starter, rng: random.Random) -> bool:
     """Start the command and kill it at a random moment; False if it was at its end before."""
-    begun, untouched = time.monotonic(), seen(out)
+    untouched = seen(out)
     starter.start(case.arguments(out))
     if rng.random() < 0.6:
-        moment = begun + rng.uniform(0, 1.1) * case.seconds
-        while time.monotonic() < moment and starter.running():
-            time.sleep(0.002)
+        moment = rng.uniform(0, 1) * case.seconds
+        while starter.running() and starter.seconds() < moment:
+            time.sleep(0.001)
     else:
         for _ in range(rng.randint(1, 4)):  # changes
             while starter.running() and seen(out) == untouched:
@@ -222,6 +224,13 @@ class Starter:
 
     def running(self) -> bool:
         return not select.select([self.said], [], [], 0)[0]
+
+    def seconds(self) -> float:
+        """That the command has computed for: it starts later and takes longer on a busy machine."""
+        try:
+            return int(Path(f"/proc/{self.child}/schedstat").read_text().split()[0]) / 1e9
+        except (OSError, IndexError):
+            return 0.0
 
     def kill(self) -> bool:
         """False if the command had ended by itself, and well."""

@@ -426,3 +426,39 @@ def test_two_processes_download_one_model(borrowing: Entry, hub: FakeHub, tmp_pa
     left = [p for p in (tmp_path / "models").rglob("*") if p.is_file() and p.suffix != ".lock"]
     assert sorted(left) == [path.with_suffix(".json"), path]
     assert load_tokenizer(borrowing.name, device="cpu").config.name == borrowing.name
+
+
+KILLED = """
+import os, signal, sys
+from vft_lib import cli, convert, hub
+from published import SMALL_VAE, VAE_ID
+convert.VAES[VAE_ID] = SMALL_VAE
+hub.forget = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(cli.main(["download", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_killed_after_the_conversion_it_keeps_no_gigabytes(
+    borrowing: Entry, hub: FakeHub, tmp_path: Path
+) -> None:
+    """The model was there, so nobody ever looked at the published files again."""
+    run = vft(hub, borrowing.name, "--yes", script=KILLED)
+    run.communicate(timeout=300)
+    assert run.returncode == -9
+    models = tmp_path / "models"
+    assert len(list(models.rglob("model.safetensors"))) == 2
+    asked = len(hub.requests)
+    path = download(borrowing.name, endpoint=hub.endpoint)
+    assert len(hub.requests) == asked, "that takes no connection"
+    left = [p for p in models.rglob("*") if p.is_file() and p.suffix != ".lock"]
+    assert sorted(left) == [path.with_suffix(".json"), path]
+    download(borrowing.name, endpoint=hub.endpoint)
+
+
+def test_published_files_that_were_to_be_kept_are(
+    borrowing: Entry, hub: FakeHub, tmp_path: Path
+) -> None:
+    download(borrowing.name, endpoint=hub.endpoint, keep_source=True)
+    download(borrowing.name, endpoint=hub.endpoint)
+    assert len(list((tmp_path / "models").rglob("model.safetensors"))) == 2

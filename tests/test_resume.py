@@ -33,9 +33,9 @@ def interrupt(tokenizer: Tokenizer, tokens: Tokens, out: Path, after: int, **opt
         if len(seen) > after:
             raise KeyboardInterrupt
 
-    options.setdefault("resume", False)
+    every: dict[str, Any] = {"steps": 2, "resume": False, "on_chunk": stop} | options
     with pytest.raises(KeyboardInterrupt):
-        decode_file(tokenizer, tokens, out, steps=2, on_chunk=stop, **options)
+        decode_file(tokenizer, tokens, out, **every)
     return out.with_name(out.name + ".chunks")
 
 
