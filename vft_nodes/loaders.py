@@ -32,8 +32,10 @@ class LoadedTokenizer:
 
     def ready(self, decoding: bool, low_memory: bool = False) -> Tokenizer:
         """The tokenizer on its device, with room for its work."""
-        guided = 2 if decoding and not low_memory else 1
-        host.load([self.patcher], self.model.chunk_memory() * guided, whole=False)
+        memory = self.model.chunk_memory() * (2 if decoding else 1)
+        if low_memory:  # no second pass beside the first, one latent frame at a time
+            memory = self.model.chunk_memory() // self.model.config.latent_frames
+        host.load([self.patcher], memory, whole=False)
         return self.model
 
 
