@@ -11,16 +11,18 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 
-def in_parts(work: Callable[[int, int, bool], Tensor], count: int, at_once: int) -> Tensor:
-    """`work(begin, end, False)` -> `[end - begin, ...]` over all of `count` clips, `at_once` of
+def in_parts(
+    work: Callable[[int, int, bool], Tensor], count: int, at_once: int, tight: bool = False
+) -> Tensor:
+    """`work(begin, end, tight)` -> `[end - begin, ...]` over all of `count` clips, `at_once` of
     them at a time, concatenated.
 
-    Where memory runs out, half as many are tried from there on; one clip alone by
-    `work(begin, end, True)`. What then still fails is raised as it came. Each retry is logged as a
-    warning.
+    Where memory runs out, half as many are tried from there on, and one clip alone with `tight`
+    (which may be asked for from the start). What then still fails is raised as it came. Each retry
+    is logged as a warning.
     """
     parts: list[Tensor] = []
-    begin, tight = 0, False
+    begin = 0
     while begin < count:
         end = min(begin + at_once, count)
         try:

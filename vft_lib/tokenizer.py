@@ -273,10 +273,10 @@ class Tokenizer(nn.Module):
                 return self._decode_chunk(
                     chunk_ids[a:b], noise[a:b], schedule, flow.Guidance(scale, use_apg),
                     None if given is None else given[a:b], None if keep is None else keep[a:b],
-                    progress and report, estimate, low_memory or tight,
+                    progress and report, estimate, tight,
                 )  # fmt: skip
 
-            video = in_parts(clips, batch, self._at_once(batch))
+            video = in_parts(clips, batch, self._at_once(batch), low_memory)
             given = video[:, :, -1:] if c.overlap else None  # unclamped
             fresh = video[:, :, c.overlap if i else 0 :][:, :, :left]
             left -= fresh.shape[2]
