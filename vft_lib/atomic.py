@@ -88,9 +88,17 @@ def check_space(folder: Path, need: int, what: str, remedy: str = "another folde
 @contextmanager
 def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
     """Makes `folder`; no other process is in such a block for it at the same time. `wait` is called
-    if one has to be waited for. Ends with the process, however that ends. None on Windows."""
+    if one has to be waited for. Ends with the process, however that ends. None on Windows. A folder
+    that was made for a block that fails, and is empty, goes again."""
+    made = not folder.exists()
     with _held(folder, True, wait):
-        yield
+        try:
+            yield
+        except BaseException:
+            if made:
+                with suppress(OSError):
+                    folder.rmdir()
+            raise
 
 
 def in_units(count: float) -> str:

@@ -8,7 +8,6 @@ is ln(weight) added to its logits, in float32.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from functools import lru_cache
 
@@ -67,9 +66,7 @@ def refusals(mask: MaskConfig, device: torch.device) -> dict[str, str]:
     """Every backend, and why it does not run here ("" where it does): each is tried on a few
     numbers and held against plain attention."""
     found = {"sdpa": ""}
-    if importlib.util.find_spec("xformers") is None:
-        found["xformers"] = "the package xformers is not installed"
-    elif device.type != "cuda":
+    if device.type != "cuda":
         found["xformers"] = "its kernels need a CUDA device"
     elif mask.mode not in ("full", "causal", "time_block_causal"):
         found["xformers"] = f"it has no bias for masks of the mode {mask.mode!r}"
