@@ -188,13 +188,14 @@ def train(
             log.flush()
             bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
         stopping = stop_after is not None and step + 1 - first >= stop_after
-        if rank == 0 and (last or stopping or now - saved > every):
-            _save(checkpoint, module, ema, opts, recipe, step + 1, spent + now - began)
-            saved = now
+        # Before the checkpoint: a run killed between the two would never draw its last strip.
         if rank == 0 and (last or now - sampled > max(60.0, 5 * every)):
             task.samples(out, step + 1)
             module.train()
             sampled = time.monotonic()
+        if rank == 0 and (last or stopping or now - saved > every):
+            _save(checkpoint, module, ema, opts, recipe, step + 1, spent + now - began)
+            saved = now
         if stopping:
             break
     if log:
