@@ -91,7 +91,7 @@ class Case:
     args: list[str]
     old: str | None = None  # the file that stands there before
     before: Path | None = None  # or a folder whose files do
-    working: dict[str, Callable[[Path], None]] = field(default_factory=dict)
+    working: dict[str, Callable[[Path], object]] = field(default_factory=dict)
     loose: str = "$."
     loads: Callable[[Path], object] = lambda folder: None
     reference: dict[str, bytes] = field(default_factory=dict)
@@ -278,7 +278,7 @@ def cases(folder: Path) -> Iterator[tuple[list[Case], Starter]]:
         "--steps",
         "6",
     ]
-    trained = {
+    trained: dict[str, Callable[[Path], object]] = {
         r"(vae|tokenizer|prior)/checkpoint\.safetensors": safetensors_whole,
         r"(vae|tokenizer|prior)/log\.jsonl": rows_whole,
         r"latents\.(f16|done)": lambda file: None,
