@@ -324,3 +324,10 @@ def test_check_place_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(VftError, match="cannot write"), replacing(tmp_path / "b"):
         raise OSError(28, "No space left on device")
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_safetensors_own_temporaries_are_not_made() -> None:
+    """Its save_file writes to a file of another name first, which a kill leaves behind for good:
+    write_safetensors and write_bytes do without."""
+    library = Path(__file__).resolve().parent.parent / "vft_lib"
+    assert not [f.name for f in library.rglob("*.py") if "save_file(" in f.read_text("utf-8")]

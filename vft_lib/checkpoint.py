@@ -11,7 +11,6 @@ from types import MappingProxyType
 from typing import TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .atomic import replacing
@@ -75,9 +74,9 @@ def _save(
 
 def save_vae(path: str | Path, vae: VideoAutoencoder) -> None:
     """Write an autoencoder on its own: what `vft train vae` hands to `vft train tokenizer`."""
-    weights = {k: v.detach().cpu().float().contiguous() for k, v in vae.state_dict().items()}
+    header = {"vft": json.dumps({"format": FORMAT, "kind": "vae"})}
     with replacing(path) as tmp:
-        save_file(weights, tmp, {"vft": json.dumps({"format": FORMAT, "kind": "vae"})})
+        write_safetensors(tmp, Cast(vae.state_dict(), torch.float32), header)
 
 
 def load_vae(path: str | Path, config: VAEConfig) -> VideoAutoencoder:

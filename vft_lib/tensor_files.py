@@ -125,7 +125,8 @@ def digests(texts: Set[str], weights: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def write_safetensors(path: Path, weights: Cast, metadata: dict[str, str]) -> None:
-    """safetensors.torch.save_file for weights that are read one at a time. The format: the
+    """safetensors.torch.save_file for weights that are read one at a time, which also leaves no
+    temporary file of its own behind when it is killed. The format: the
     header's length as eight bytes, little-endian, the header in JSON, then the data."""
     # Four-byte numbers first: every tensor then starts at a multiple of its item size.
     order = sorted(weights, key=lambda name: (weights.facts(name)[1] != "F32", name))

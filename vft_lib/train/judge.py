@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import world
-from ..atomic import replacing
+from ..atomic import write_bytes
 from ..tokenizer import Tokenizer
 from .classifier import Classifier, ClassifierRecipe, ClassifierTask
 from .data import RealClips, to_video
@@ -128,10 +128,8 @@ def trained_judge(
             "parameters": sum(p.numel() for p in module.parameters()),
             "run_held_out": judge.accuracy(labels_of(unseen), **seen) if apart else {},
         }  # fmt: skip
-        with replacing(out / f"{name}.safetensors") as tmp:
-            save_file(
-                weights, tmp, {"recipe": _said(recipe), "facts": json.dumps(judge.facts[name])}
-            )
+        header = {"recipe": _said(recipe), "facts": json.dumps(judge.facts[name])}
+        write_bytes(out / f"{name}.safetensors", save(weights, header))
     return judge
 
 

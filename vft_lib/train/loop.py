@@ -18,13 +18,13 @@ from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..atomic import check_place, replacing, write_bytes
 from ..errors import CheckpointError, VftError
+from ..tensor_files import Cast, write_safetensors
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def _save(
     meta = {"step": step, "seconds": seconds, "recipe": recipe}
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with replacing(path) as tmp:
-        save_file(tensors, tmp, {"train": json.dumps(meta)})
+        write_safetensors(tmp, Cast(tensors, None), {"train": json.dumps(meta)})
 
 
 def _load(

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import captions, world
-from ..atomic import replacing
+from ..atomic import write_bytes
 from ..errors import VftError
 from ..prior import Prior, time_first
 from ..prior_config import PriorConfig
@@ -78,8 +78,7 @@ def encode_ids(tokenizer: Tokenizer, latents: Tensor, cache: Path) -> Tensor:
         pass
     ids = ids_of_latents(tokenizer, latents).int()
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(cache) as tmp:
-        save_file({"ids": ids}, tmp, wanted)
+    write_bytes(cache, save({"ids": ids}, wanted))
     return ids
 
 
