@@ -23,7 +23,7 @@ from vft_lib.masks import attention_mask, frame_mask
 CPU = torch.device("cpu")
 OFTEN = ("full", "time_block_causal")
 EVERY = [pytest.param(m, id=name(m)) for m in ALL_MODES]
-# Each kind is compiled, which takes seconds: the one that is published, and its simplest; the others
+# Each kind is compiled, which takes seconds: always the published and the simplest, the others
 # with `-m full`.
 COMPILED = [
     pytest.param(m, id=name(m), marks=[] if m.mode in OFTEN else [pytest.mark.full])
