@@ -18,6 +18,9 @@ from .atomic import check_place, whole
 from .frames import PathLike, Report, VideoError, check_frame
 from .video_in import check_source, open_av
 
+# At two macroblocks a side, x264's macroblock tree reads memory that it never wrote: the same
+# pictures would not give the same bytes every time.
+_TINY = 32
 _COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # players take these in mp4
 
 
@@ -117,6 +120,8 @@ class VideoWriter:
             if "libx264" in av.codecs_available:
                 self._video: Any = self._out.add_stream("libx264", rate=self.rate)
                 self._video.options = {"crf": str(self._crf)}
+                if min(w, h) <= _TINY:
+                    self._video.options |= {"x264-params": "mbtree=0"}
             else:
                 self._video = self._out.add_stream("mpeg4", rate=self.rate)
                 self._video.bit_rate = max(400_000, int(w * h * self.rate) // 4)
