@@ -39,14 +39,16 @@ class Conv2d(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, ops: Any = nn) -> None:
         super().__init__()
-        self.conv = ops.Conv2d(c_in, c_out, kernel, stride=stride, padding=0)
-        self.stride, self.pad = stride, kernel // 2
+        # A strided convolution pads right and bottom only, as VidTok does.
+        self.conv = ops.Conv2d(
+            c_in, c_out, kernel, stride=stride, padding=kernel // 2 if stride == 1 else 0
+        )
+        self.stride = stride
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         b, t = x.shape[:2]
         x = x.flatten(0, 1).permute(0, 3, 1, 2)  # (B·T, C, H, W), channels-last in memory
-        # A strided convolution pads right and bottom only, as VidTok does.
-        x = F.pad(x, (0, 1, 0, 1) if self.stride > 1 else (self.pad,) * 4) if self.pad else x
+        x = F.pad(x, (0, 1, 0, 1)) if self.stride > 1 else x
         return self.conv(x).permute(0, 2, 3, 1).unflatten(0, (b, t))
 
 
@@ -99,9 +101,9 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1, ops=ops)
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)), past)
-        h = self.conv2(F.silu(self.norm2(h)), past)
-        return self.skip(x) + h
+        h = self.conv1(F.silu(self.norm1(x), inplace=True), past)
+        h = self.conv2(F.silu(self.norm2(h), inplace=True), past)
+        return h.add_(self.skip(x))
 
 
 class SpatialAttention(nn.Module):
@@ -143,9 +145,8 @@ class TimeDown(nn.Module):
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         padded = with_front(self, x, 1, past)
-        mean = (padded[:, 0:-2:2] + padded[:, 1:-1:2] + padded[:, 2::2]) / 3
-        a = torch.sigmoid(self.mix).to(x)
-        return a * mean + (1 - a) * self.conv(padded)
+        mean = (padded[:, 0:-2:2] + padded[:, 1:-1:2]).add_(padded[:, 2::2]).div_(3)
+        return torch.lerp(self.conv(padded), mean, torch.sigmoid(self.mix).to(x))
 
 
 class TimeUp(nn.Module):
@@ -168,8 +169,7 @@ class TimeUp(nn.Module):
         padded = with_front(self, x, 1, past).permute(0, 4, 1, 2, 3)  # (B, C, 1+T, H, W)
         y = F.conv3d(padded, both.to(x), conv.bias.repeat(2).to(x), padding=(0, 1, 1))
         y = y.permute(0, 2, 3, 4, 1).unflatten(4, (2, -1)).movedim(4, 2)  # (B, T, 2, H, W, C)
-        a = torch.sigmoid(self.mix).to(x)
-        return (a * x[:, :, None] + (1 - a) * y).flatten(1, 2)
+        return torch.lerp(y, x[:, :, None], torch.sigmoid(self.mix).to(x)).flatten(1, 2)
 
 
 class SpaceUp(nn.Module):
@@ -245,7 +245,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x, past)
         for level in self.levels:
             x = level(x, past)
-        return self.conv_out(F.silu(self.norm_out(self.middle(x, past))), past)
+        return self.conv_out(F.silu(self.norm_out(self.middle(x, past)), inplace=True), past)
 
 
 class Decoder(nn.Module):
@@ -268,7 +268,7 @@ class Decoder(nn.Module):
         x = self.middle(self.conv_in(x, past), past)
         for level in self.levels:
             x = level(x, past)
-        return self.conv_out(F.silu(self.norm_out(x)), past)
+        return self.conv_out(F.silu(self.norm_out(x), inplace=True), past)
 
 
 class VideoAutoencoder(nn.Module):
