@@ -32,29 +32,29 @@ from .cli_common import (
     token_facts,
 )
 from .errors import VftError, one_line
+from .memory import keep_freed_memory, out_of_memory
 
 if TYPE_CHECKING:
     from .prior import Prior
     from .tokenizer import Tokenizer
     from .tokens import Tokens
 
-# torch is imported by the commands, not here: `vft --help` and a typing error answer at once.
-
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code. argparse itself exits with 2 for bad usage."""
+    """Run one command; returns the exit code. argparse itself exits with 2 for bad usage. Without
+    `argv` this is a process of its own: it takes sys.argv, and keeps the memory that it frees."""
     bars = Bars()
     try:
         args = build_parser().parse_args(argv)
         args.bars = bars
+        if argv is None:
+            keep_freed_memory()
         return args.func(args) or 0
     except KeyboardInterrupt:
         code, line = 130, "interrupted"
     except VftError as e:
         code, line = 2, f"error: {e}"
     except (MemoryError, RuntimeError) as e:
-        from .memory import out_of_memory
-
         if not out_of_memory(e):
             raise
         code = 2

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .loop import Schedule
     from .presets import Preset
 
-# torch is imported by the steps, not here: `vft --help` answers at once.
-
 
 def add_train_parser(subparsers: Any) -> None:
     """Add `train` and its steps to the command line."""
