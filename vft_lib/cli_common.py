@@ -59,8 +59,8 @@ def add_resource_options(parser: argparse.ArgumentParser, decoding: bool = True)
     group = parser.add_argument_group("speed and memory")
     group.add_argument("--attention", default="auto", help="auto (default), sdpa, xformers or flex")
     group.add_argument(
-        "--memory", type=number, metavar="GB",
-        help="about what the autoencoder may take beside its weights; the same result",
+        "--memory", type=number, metavar="GB", default=0.5,
+        help="about what the autoencoder may take beside its weights (0.5); the same result",
     )  # fmt: skip
     if not decoding:
         return
@@ -77,13 +77,12 @@ def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
     from .eight_bit import store_in_eight_bits
     from .loading import load_tokenizer
 
-    if args.memory is not None and args.memory <= 0:
+    if args.memory <= 0:
         raise VftError(f"--memory {args.memory:g}: give gigabytes, more than 0")
     device, dtype = device_and_dtype(args)
     tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=dtype)
     tokenizer.use_attention(args.attention)
-    if args.memory is not None:
-        tokenizer.limit_memory(int(args.memory * 1e9))
+    tokenizer.limit_memory(int(args.memory * 1e9))
     if getattr(args, "weights", None) is not None:
         store_in_eight_bits(tokenizer, args.weights)
     if getattr(args, "compile", False):
