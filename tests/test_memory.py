@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -49,28 +48,6 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path, tiny_checkpoint: Pat
     short, long = (write_1080p(tmp_path / f"{n}.mp4", n) for n in (17, 300))
     a, b = peak_megabytes(short, tiny_checkpoint), peak_megabytes(long, tiny_checkpoint)
     assert b - a < 300, f"17 frames: {a} MB, 300 frames: {b} MB"
-
-
-FAULTS = """
-import resource, sys, torch
-from vft_lib.memory import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(2**24)
-before = faults()
-for _ in range(20):
-    torch.ones(2**24)
-print(faults() - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it speaks to glibc's malloc")
-def test_freed_memory_is_used_again_without_asking_the_system() -> None:
-    kept, usual = (
-        int(subprocess.check_output([sys.executable, "-c", FAULTS, how])) for how in ("kept", "")
-    )
-    assert kept < 100 < 20 * 2**26 // 2**21 <= usual, "pages, of 2 MiB at most"
 
 
 PARTS = """

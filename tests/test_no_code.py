@@ -32,7 +32,6 @@ KEYWORDS = {"trust_remote_code": False, "allow_pickle": False, "use_safetensors"
 ALLOWED = {
     ("vft_lib/config.py", "typing.get_type_hints"): "of our own dataclasses",
     ("vft_lib/hub_files.py", "sys.modules"): "asks whether huggingface_hub is there",
-    ("vft_lib/memory.py", "import ctypes"): "two numbers for the C library's malloc",
     ("vft_lib/train/data.py", "import importlib.util"): "find_spec of a constant: is it installed",
     ("vft_lib/train/data.py", "np.load"): "with allow_pickle=False, of our own cache",
 }

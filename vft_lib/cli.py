@@ -32,7 +32,7 @@ from .cli_common import (
     token_facts,
 )
 from .errors import VftError, one_line
-from .memory import keep_freed_memory, out_of_memory
+from .memory import out_of_memory
 
 if TYPE_CHECKING:
     from .prior import Prior
@@ -41,14 +41,11 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code. argparse itself exits with 2 for bad usage. Without
-    `argv` this is a process of its own: it takes sys.argv, and keeps the memory that it frees."""
+    """Run one command; returns the exit code. argparse itself exits with 2 for bad usage."""
     bars = Bars()
     try:
         args = build_parser().parse_args(argv)
         args.bars = bars
-        if argv is None:
-            keep_freed_memory()
         return args.func(args) or 0
     except KeyboardInterrupt:
         code, line = 130, "interrupted"

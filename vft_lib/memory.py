@@ -1,10 +1,8 @@
-"""Work that takes less at once where memory runs out, and memory that is used again."""
+"""Work that takes less at once where memory runs out."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import sys
 from collections.abc import Callable
 
 import torch
@@ -55,15 +53,3 @@ def out_of_memory(e: BaseException) -> bool:
     return isinstance(e, MemoryError) or (
         isinstance(e, RuntimeError) and any(w in str(e) for w in words)
     )
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep memory that it frees. glibc hands large blocks back to the system,
-    which clears every page of the next one anew: of an autoencoder on a CPU that is a tenth of the
-    time. For a process of one's own, as the command line is; without glibc it does nothing."""
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # malloc.h: M_TRIM_THRESHOLD is -1, M_MMAP_THRESHOLD -3
-        mallopt(-1, 2**31 - 1)
-        mallopt(-3, 2**30)

@@ -72,7 +72,8 @@ class Tokenizer(nn.Module):
         least. Returns how many latent frames it works on at a time; the results are the same."""
         t = self.config.latent_shape[1]
         each = self.chunk_memory() // t
-        self.frames_at_once = None if size is None else min(t, max(1, size // each))
+        fit = t if size is None else max(1, size // each)
+        self.frames_at_once = fit if fit < t else None
         return self.frames_at_once or t
 
     def chunk_memory(self) -> int:
