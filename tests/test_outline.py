@@ -21,7 +21,6 @@ from vft_lib.train.outline import (
     _turned,
     blur,
     cut_out,
-    main_mask,
 )
 
 CPU = torch.device("cpu")
@@ -36,10 +35,10 @@ def test_the_mask_is_where_the_main_object_is() -> None:
             dataclasses.replace(scene, main=dataclasses.replace(plain, color=c)).render(3, 64)
             for c in ("red", "blue")
         )
-        mask = main_mask(scene, 3)
-        assert np.allclose(red[mask == 0], blue[mask == 0].astype(float), atol=2)
-        assert np.allclose(red[mask == 255], (230, 26, 26), atol=2)
-        assert (mask > 127).any()
+        mask = scene.mask(3, 64)
+        assert np.array_equal(red[mask == 0], blue[mask == 0])
+        assert np.allclose(red[mask == 1], (230, 26, 26), atol=2)
+        assert (mask > 0.5).any()
 
 
 def test_patches_do_not_depend_on_place_and_size() -> None:
@@ -94,7 +93,8 @@ def test_blur_spreads_a_point_by_its_sigma() -> None:
 
 def pictures_of(scenes: list[world.Scene]) -> Tensor:
     """The middle picture of each, with its mask, uint8 `[N,1,4,64,64]`."""
-    each = [np.concatenate([s.render(9, 64)[8], main_mask(s, 9)[8, ..., None]], -1) for s in scenes]
+    masks = [(s.mask(9, 64)[8, ..., None] * 255 + 0.5).astype(np.uint8) for s in scenes]
+    each = [np.concatenate([s.render(9, 64)[8], m], -1) for s, m in zip(scenes, masks)]
     return torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2)[:, None]
 
 
@@ -121,7 +121,7 @@ def test_the_finder_finds_objects_it_has_not_seen(tmp_path: Path) -> None:
 
 def test_the_namer_names_outlines_it_has_not_seen() -> None:
     scenes = [world.draw_scene(seed) for seed in range(640)]
-    masks = torch.stack([torch.from_numpy(main_mask(s, 9)[8:]) for s in scenes]).float() / 255
+    masks = torch.stack([torch.from_numpy(s.mask(9, 64)[8:]) for s in scenes])
     patches, shapes = cut_out(masks, Outline.SIDE), labels_of(scenes)["shape"]
     torch.manual_seed(0)
     namer, g = Namer(Outline.SIDE), torch.Generator().manual_seed(0)

@@ -142,7 +142,7 @@ def _draw_main(rng: np.random.Generator) -> _Object:
         shape=_pick(rng, SHAPES),
         texture=_pick(rng, TEXTURES, _TEXTURE_WEIGHTS),
         motion=_pick(rng, MOTIONS),
-        radius=float(rng.uniform(0.26, 0.42)),
+        radius=float(rng.uniform(0.40, 0.60)),
         x=float(rng.uniform(-0.35, 0.35)),
         y=float(rng.uniform(-0.35, 0.35)),
         tilt=float(rng.uniform(-0.22, 0.22)),
@@ -218,7 +218,7 @@ def _path(obj: _Object, frames: int) -> tuple[Array, Array, Array, Array]:
         x = room * _triangle_wave(t / (11 + 5 * a) + b)
     elif motion == "bounce_vertical":  # hops off the floor along parabolas
         hop = (t / (8 + 4 * a) + b) % 1.0
-        y = room - (0.8 + 0.3 * c) * 4 * hop * (1 - hop)
+        y = room - min(0.8 + 0.3 * c, 2 * room) * 4 * hop * (1 - hop)
     elif motion in ("circle_clockwise", "circle_counterclockwise"):
         turn = 2 * math.pi * (t / (14 + 6 * a) + b)
         orbit = min(0.38 + 0.17 * c, room)
@@ -392,7 +392,7 @@ class Scene:
     def caption(self, rng: np.random.Generator | None = None) -> str:
         """A caption; `rng` picks another wording than the scene's own."""
         main = self.main
-        big = "big" if main.radius > 0.36 else "small" if main.radius < 0.3 else ""
+        big = "big" if main.radius > 0.54 else "small" if main.radius < 0.46 else ""
         return describe(
             np.random.Generator(np.random.PCG64(self.wording)) if rng is None else rng,
             color=main.color,
@@ -422,6 +422,13 @@ class Scene:
         for obj in (*self.smaller, self.main):
             _paint(canvas, obj, pan, zoom)
         return (canvas * 255 + 0.5).astype(np.uint8)
+
+    def mask(self, frames: int, size: int) -> npt.NDArray[np.float32]:
+        """How much of each pixel the main object covers, float32 [frames, size, size] in 0..1."""
+        canvas = np.zeros((frames, size, size, 3), np.float32)
+        white = replace(self.main, color="white", texture="plain")
+        _paint(canvas, white, *_camera(self.camera, frames))
+        return canvas[..., 0]
 
 
 def _check(what: str, name: str, allowed: tuple[str, ...]) -> None:

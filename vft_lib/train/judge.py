@@ -25,7 +25,7 @@ from ..tokenizer import Tokenizer
 from .classifier import Classifier, ClassifierRecipe, ClassifierTask
 from .data import RealClips, to_video
 from .loop import train
-from .outline import SIZE, Outline, OutlineRecipe, OutlineTask, main_mask, to_size
+from .outline import SIZE, Outline, OutlineRecipe, OutlineTask, to_size
 from .prior import HELD_OUT, ids_of_latents
 from .probe import LABELS
 from .run_clips import decoded_latents, decoded_video, generator, run_clips
@@ -208,5 +208,6 @@ def _pictures(video: Tensor, scene: world.Scene, generator: torch.Generator) -> 
     chosen = torch.randperm(video.shape[1], generator=generator)[:PICTURES]
     rgb = to_size(video[:, chosen].transpose(0, 1).float())
     rgb = ((rgb + 1) * 127.5).round().clamp(0, 255).byte()
-    mask = torch.from_numpy(main_mask(scene, 2 * video.shape[1] - 1)[::2][chosen])
+    masks = scene.mask(2 * video.shape[1] - 1, SIZE)[::2]
+    mask = torch.from_numpy(masks * 255 + 0.5).byte()[chosen]
     return torch.cat([rgb, mask[:, None]], 1)

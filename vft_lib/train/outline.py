@@ -8,11 +8,8 @@ times cheaper than learning the eight names from pictures.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -143,19 +140,6 @@ def cut_out(masks: Tensor, side: int) -> Tensor:
     )
     both = torch.cat([masks, torch.ones_like(masks)], 1)
     return F.grid_sample(both, grid, align_corners=False)
-
-
-def main_mask(scene: world.Scene, frames: int) -> npt.NDArray[np.uint8]:
-    """How much of each pixel the main object covers, uint8 `[frames,64,64]`, 255 is all: what
-    changes in blue when a white object becomes a brown one."""
-    white, brown = (
-        dataclasses.replace(
-            scene, main=dataclasses.replace(scene.main, texture="plain", color=color)
-        ).render(frames, SIZE)[..., 2].astype(np.float32)
-        for color in ("white", "brown")
-    )  # fmt: skip
-    change = (white - brown) / (world.COLORS["white"][2] - world.COLORS["brown"][2])
-    return np.clip(change + 0.5, 0, 255).astype(np.uint8)
 
 
 class OutlineTask(Task):
