@@ -13,16 +13,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from vft_lib import world
 from vft_lib.errors import VftError
 from vft_lib.tokenizer import Tokenizer
+from vft_lib.train.data import Window
 from vft_lib.train.loop import EMA, MatrixMuon, Schedule, Task, optimizers, step_generator, train
-from vft_lib.train.tokenizer import TokenizerRecipe, TokenizerTask, _budgets
+from vft_lib.train.tokenizer import TokenizerRecipe, TokenizerTask, _budgets, outlines
 from vft_lib.train.vae import VAERecipe, VAETask
 
 CPU = torch.device("cpu")
@@ -40,7 +43,9 @@ def tokenizer_task(schedule: Schedule = SCHEDULE) -> Task:
     torch.manual_seed(0)
     recipe = TokenizerRecipe(TINY, dataclasses.replace(schedule, batch=4))
     latents = torch.randn(16, *TINY.latent_shape, generator=torch.Generator().manual_seed(1))
-    return TokenizerTask(recipe, Tokenizer(TINY).vae, latents.half())
+    real = Window("clip", tuple(range(17)), 0, 0, False, False)
+    sources: list[Window | int] = [*range(12), real, real, real, real]
+    return TokenizerTask(recipe, Tokenizer(TINY).vae, latents.half(), sources)
 
 
 # ---------------------------------------------------------------------- parts
@@ -125,6 +130,37 @@ def test_budgets_are_powers_of_two_up_to_all_registers() -> None:
 
 
 # ---------------------------------------------------------------------- one run
+
+
+def test_outlines_are_those_of_the_frames_that_a_latent_frame_stands_for() -> None:
+    """Latent frame i ends with frame 4i: its mask is in `last`, half-way to it lies the other."""
+    real = Window("clip", tuple(range(17)), 0, 0, False, False)
+    masks = outlines([7, real], latent_frames=5, size=32)
+    whole = world.draw_scene(7).mask(17, 16)
+    assert masks.shape == (2, 5, 2, 16, 16)
+    for i in range(5):
+        assert np.allclose(masks[0, i, 1] / 255, whole[4 * i], atol=0.003)
+        assert np.allclose(masks[0, i, 0] / 255, whole[max(0, 4 * i - 2)], atol=0.003)
+    assert not masks[1].any()
+
+
+def test_a_head_that_is_dropped_learns_the_outlines(tmp_path: Path) -> None:
+    """Its logits lie where the pixels of the masks do: each patch speaks for its own place."""
+    task = tokenizer_task()
+    assert isinstance(task, TokenizerTask)
+    hidden = torch.zeros(1, 5, 2, 2, TINY.decoder.trunk.dim)
+    hidden[0, 3, 0, 1] = 1.0  # latent frame 3, first row, second column
+    with torch.no_grad():
+        task.outline.weight.fill_(1.0)
+        task.outline.bias.zero_()
+        lit = task._outlines(hidden)[0] > 0
+    expected = torch.zeros(5, 2, 16, 16, dtype=torch.bool)
+    expected[3, :, :8, 8:] = True
+    assert torch.equal(lit, expected)
+    schedule = dataclasses.replace(SCHEDULE, steps=60, lr=3e-3, matrix_lr=6e-3)
+    train(tokenizer_task(schedule), schedule, tmp_path, device=CPU, dtype=torch.float32)
+    rows = [json.loads(r)["outline"] for r in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[-1] < 0.8 * rows[0]
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:

@@ -111,13 +111,21 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """noisy `[B,C,t,h,w]`, modulation of B timesteps or one for all, registers from
         :meth:`prepare` or :meth:`merge` -> velocity `[B,C,t,h,w]` float32."""
+        return self.velocity(self.hidden(noisy, modulation, registers, weight), modulation)
+
+    def hidden(
+        self, noisy: Tensor, modulation: Modulation, registers: Tensor, weight: int = 1
+    ) -> Tensor:
+        """What the trunk makes of the patches, normed: `[B,t,h',w',d]`."""
         x = patchify(noisy.to(registers.dtype), self.patch_size)
         h, w = x.shape[2:4]
         x = self.patch_posemb(self.patch_proj(x))
         patches, _ = self.trunk(x.flatten(2, 3), registers, modulation.blocks, weight)
-        patches = norm(patches)
+        return norm(patches).unflatten(2, (h, w))
+
+    def velocity(self, hidden: Tensor, modulation: Modulation) -> Tensor:
+        """Of :meth:`hidden`."""
         if modulation.head is not None:
-            shift, scale = modulation.head[:, None, None].chunk(2, dim=-1)
-            patches = patches * (1 + scale) + shift
-        patches = self.head(patches).unflatten(2, (h, w))
-        return unpatchify(patches, self.patch_size).float()
+            shift, scale = modulation.head[:, None, None, None].chunk(2, dim=-1)
+            hidden = hidden * (1 + scale) + shift
+        return unpatchify(self.head(hidden), self.patch_size).float()

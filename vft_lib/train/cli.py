@@ -145,7 +145,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     from ..loading import load_tokenizer
     from ..tokenizer import Tokenizer
     from .loop import join_group, train
-    from .tokenizer import TokenizerTask, encode_dataset
+    from .tokenizer import TokenizerTask, dataset_sources, encode_dataset
 
     preset, real = _setup(args)
     base = preset.tokenizer
@@ -164,7 +164,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     if rank == 0 and world > 1:
         torch.distributed.barrier()
     torch.manual_seed(recipe.schedule.seed)
-    task = TokenizerTask(recipe, vae, latents)
+    task = TokenizerTask(recipe, vae, latents, dataset_sources(recipe, real, len(latents)))
     if args.init is not None:
         task.start_from(load_tokenizer(args.init))
     weights = train(
@@ -173,6 +173,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
         dtype=getattr(torch, args.dtype),
     )  # fmt: skip
     if args.stop_after is None and int(os.environ.get("RANK", 0)) == 0:
+        weights = {k: v for k, v in weights.items() if not k.startswith("outline.")}
         weights |= {f"vae.{k}": v for k, v in vae.state_dict().items()}
         assert weights.keys() == Tokenizer(recipe.config).state_dict().keys()
         path = args.out / "tokenizer.safetensors"

@@ -1,8 +1,13 @@
 """Training encoder, quantizer and flow decoder end to end on latents of a finished autoencoder.
 
-One loss: the mean square error of the velocity (rectified flow). Nested dropout makes the tokens
+The loss is the mean square error of the velocity (rectified flow). Nested dropout makes the tokens
 coarse to fine: each clip of a batch keeps a random power of two of its registers, so whatever
 helps most must go first.
+
+On procedural clips two things point at the main object, whose outline fills few of the cells and
+says most of what a caption says: its cells count more, and a head that is dropped after training
+draws the outline from the decoder's last hidden state (as REPA, arXiv 2410.06940, aligns hidden
+states with features that carry meaning; here the world itself tells them).
 """
 
 from __future__ import annotations
@@ -13,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from .. import flow
+from .. import flow, world
 from ..atomic import check_space, write_bytes
 from ..config import TokenizerConfig
 from ..errors import VftError
@@ -34,16 +41,19 @@ class TokenizerRecipe:
     mean that moves from the first of `timestep_means` to the second: near t = 1 only the tokens
     tell the decoder anything, so there the encoder learns what to say; later the decoder learns
     the rest. `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose
-    first latent frame is given."""
+    first latent frame is given. `object_weight`: how much more the main object's cells count;
+    `outline_weight`: of the loss of the outline head."""
 
     config: TokenizerConfig
     schedule: Schedule
     clips: int = 16_384
-    real_share: float = 0.35
+    real_share: float = 0.2
     timestep_means: tuple[float, float] = (2.5, 0.5)
     timestep_std: float = 1.0
     null_share: float = 0.1
     prefix_share: float = 0.25
+    object_weight: float = 3.0
+    outline_weight: float = 1.0
 
 
 BLOCK = 64  # clips that are drawn from one number
@@ -98,16 +108,38 @@ def _reserve(path: Path, size: int) -> None:
         os.posix_fallocate(f.fileno(), 0, size)
 
 
+def outlines(sources: list[Window | int], latent_frames: int, size: int) -> Tensor:
+    """Main objects' masks `[N,t,2,size/2,size/2]` uint8 (255: all of a pixel), the last and the
+    middle of the frames that a latent frame stands for; nothing for real clips."""
+    masks = torch.zeros(len(sources), latent_frames, 2, size // 2, size // 2, dtype=torch.uint8)
+    last = 4 * torch.arange(latent_frames)
+    shown = torch.stack([(last - 2).clamp_min(0), last], 1)  # (t, 2)
+    for i, source in enumerate(tqdm(sources, desc="outlines", mininterval=1)):
+        if isinstance(source, int):
+            mask = world.draw_scene(source).mask(int(last[-1]) + 1, size // 2)
+            masks[i] = torch.from_numpy(mask * 255 + 0.5).byte()[shown]
+    return masks
+
+
 class TokenizerTask(Task):
     """Everything of the tokenizer but the autoencoder."""
 
-    def __init__(self, recipe: TokenizerRecipe, vae: VideoAutoencoder, latents: Tensor) -> None:
+    def __init__(
+        self, recipe: TokenizerRecipe, vae: VideoAutoencoder, latents: Tensor,
+        sources: list[Window | int],
+    ) -> None:  # fmt: skip
         super().__init__()
         self.recipe, self.latents = recipe, latents
+        c = recipe.config
+        self.masks = outlines(sources, c.latent_frames, c.size)
+        self.drawn = torch.tensor([isinstance(s, int) for s in sources])
         tokenizer = Tokenizer(recipe.config)
         self.encoder, self.decoder = tokenizer.encoder, tokenizer.decoder
         self.fsq = tokenizer.fsq
         self.frozen = (vae.eval().requires_grad_(False),)  # in a tuple: not a submodule
+        _, ph, pw = self.decoder.patch_size
+        half = c.size // 2 // c.latent_shape[-1]  # mask pixels a side of a latent cell
+        self.outline = nn.Linear(c.decoder.trunk.dim, 2 * ph * half * pw * half)
         _initialize(self)
 
     def start_from(self, tokenizer: Tokenizer) -> None:
@@ -134,6 +166,7 @@ class TokenizerTask(Task):
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         r, c = self.recipe, self.recipe.config
         b, device = r.schedule.batch, self.encoder.registers.device
+        _, _, h, w = c.latent_shape
         index = torch.randint(len(self.latents), (b,), generator=generator)
         clean = self.latents[index].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
@@ -153,16 +186,27 @@ class TokenizerTask(Task):
         given = given[:, None, :, None, None]
         noisy = torch.where(given, clean, (1 - t) * clean + t * noise)
         modulation = self.decoder.modulate(timestep, registers.dtype)
-        error = (self.decoder(noisy, modulation, registers) - (noise - clean)) ** 2
+        hidden = self.decoder.hidden(noisy, modulation, registers)
+        error = (self.decoder.velocity(hidden, modulation) - (noise - clean)) ** 2
+        mask = self.masks[index].to(device).float() / 255  # (B, t, 2, H, W)
         # Given frames carry no loss; every clip counts the same however many it has.
-        weight = (~given).float().expand_as(error)
+        weight = (~given * (1 + r.object_weight * _touched(mask, h, w))).expand_as(error)
         each = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
-        out = {"loss": each.mean()}
+        found, drawn = self._outlines(hidden), self.drawn[index].to(device)
+        missed = F.binary_cross_entropy_with_logits(found, mask, reduction="none")
+        outline = (missed.flatten(1).mean(1) * drawn).sum() / drawn.sum().clamp_min(1)
+        out = {"loss": each.mean() + r.outline_weight * outline, "outline": outline.detach()}
         for k in (1, c.registers):
             chosen = (keep == k) & ~null
             if chosen.any():
                 out[f"k{k}"] = each[chosen].detach().mean()
         return out
+
+    def _outlines(self, hidden: Tensor) -> Tensor:
+        """Hidden patches `[B,t,h',w',d]` -> logits of the masks `[B,t,2,H,W]`."""
+        side = self.masks.shape[-1] // hidden.shape[2]
+        logits = self.outline(hidden).float().unflatten(-1, (2, side, side))
+        return rearrange(logits, "b t h w f y x -> b t f (h y) (w x)")
 
     @torch.inference_mode()
     def samples(self, out: Path, step: int) -> None:
@@ -181,6 +225,11 @@ class TokenizerTask(Task):
             videos.append(tokenizer.vae.decode(sampled))
         strip = [v.cpu() for clip in zip(*videos) for v in clip]
         save_strip(out / f"samples-{step:06d}.png", strip)
+
+
+def _touched(masks: Tensor, h: int, w: int) -> Tensor:
+    """Masks `[B,t,2,H,W]` -> 1 where a latent cell `[B,1,t,h,w]` holds some of it, else 0."""
+    return (F.adaptive_max_pool2d(masks.amax(2), (h, w)) > 0).float()[:, None]
 
 
 def _budgets(registers: int, batch: int, generator: torch.Generator) -> Tensor:
