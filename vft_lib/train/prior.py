@@ -117,9 +117,12 @@ class PriorTask(Task):
                 module.p = recipe.dropout
 
     def start_from(self, prior: Prior) -> None:
-        """Take the weights of a trained prior; its tokenizer must be the same one."""
+        """Take the weights of a trained prior, of the same tokenizer or of one that this one's
+        training began with: their ids mean nearly the same."""
         mine, other = self.prior.config, prior.config
-        if dataclasses.replace(mine, name=other.name, guidance=other.guidance) != other:
+        free = ("name", "tokenizer", "tokenizer_fingerprint", "guidance")
+        same = {name: getattr(other, name) for name in free}
+        if dataclasses.replace(mine, **same) != other:
             raise VftError(f"--init: {other.name} and {mine.name} are not built alike")
         self.prior.load_state_dict(prior.state_dict())
 
