@@ -93,7 +93,7 @@ def test_blur_spreads_a_point_by_its_sigma() -> None:
 
 def pictures_of(scenes: list[world.Scene]) -> Tensor:
     """The middle picture of each, with its mask, uint8 `[N,1,4,64,64]`."""
-    masks = [(s.mask(9, 64)[8, ..., None] * 255 + 0.5).astype(np.uint8) for s in scenes]
+    masks = [s.mask(9, 64)[8, ..., None] for s in scenes]
     each = [np.concatenate([s.render(9, 64)[8], m], -1) for s, m in zip(scenes, masks)]
     return torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2)[:, None]
 

@@ -25,7 +25,9 @@ from vft_lib.errors import VftError
 from vft_lib.tokenizer import Tokenizer
 from vft_lib.train.data import Window
 from vft_lib.train.loop import EMA, MatrixMuon, Schedule, Task, optimizers, step_generator, train
-from vft_lib.train.tokenizer import TokenizerRecipe, TokenizerTask, _budgets, outlines
+from vft_lib.train.alignment import UNKNOWN, labels, outlines
+from vft_lib.train.probe import LABELS
+from vft_lib.train.tokenizer import TokenizerRecipe, TokenizerTask, _budgets
 from vft_lib.train.vae import VAERecipe, VAETask
 
 CPU = torch.device("cpu")
@@ -139,8 +141,8 @@ def test_outlines_are_those_of_the_frames_that_a_latent_frame_stands_for() -> No
     whole = world.draw_scene(7).mask(17, 16)
     assert masks.shape == (2, 5, 2, 16, 16)
     for i in range(5):
-        assert np.allclose(masks[0, i, 1] / 255, whole[4 * i], atol=0.003)
-        assert np.allclose(masks[0, i, 0] / 255, whole[max(0, 4 * i - 2)], atol=0.003)
+        assert np.array_equal(masks[0, i, 1], whole[4 * i])
+        assert np.array_equal(masks[0, i, 0], whole[max(0, 4 * i - 2)])
     assert not masks[1].any()
 
 
@@ -151,9 +153,9 @@ def test_a_head_that_is_dropped_learns_the_outlines(tmp_path: Path) -> None:
     hidden = torch.zeros(1, 5, 2, 2, TINY.decoder.trunk.dim)
     hidden[0, 3, 0, 1] = 1.0  # latent frame 3, first row, second column
     with torch.no_grad():
-        task.outline.weight.fill_(1.0)
-        task.outline.bias.zero_()
-        lit = task._outlines(hidden)[0] > 0
+        task.alignment.outline.weight.fill_(1.0)
+        task.alignment.outline.bias.zero_()
+        lit = task.alignment.drawn(hidden)[0] > 0
     expected = torch.zeros(5, 2, 16, 16, dtype=torch.bool)
     expected[3, :, :8, 8:] = True
     assert torch.equal(lit, expected)
@@ -161,6 +163,34 @@ def test_a_head_that_is_dropped_learns_the_outlines(tmp_path: Path) -> None:
     train(tokenizer_task(schedule), schedule, tmp_path, device=CPU, dtype=torch.float32)
     rows = [json.loads(r)["outline"] for r in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[-1] < 0.8 * rows[0]
+
+
+def test_labels_are_those_of_the_world_and_unknown_for_real_clips() -> None:
+    real = Window("clip", tuple(range(17)), 0, 0, False, False)
+    found = labels([7, real, 8])
+    for i, seed in ((0, 7), (2, 8)):
+        clip = world.make_clip(seed, frames=1, size=16)
+        for name, values in LABELS.items():
+            assert values[found[name][i]] == getattr(clip, name)
+    assert all(found[name][1] == UNKNOWN for name in LABELS)
+
+
+def test_the_tokens_that_are_kept_are_held_to_the_labels() -> None:
+    """A head sees the kept tokens and no others, and real clips do not count."""
+    task = tokenizer_task()
+    assert isinstance(task, TokenizerTask)
+    align, known = task.alignment, task.alignment.labels["shape"] != UNKNOWN
+    assert known.any() and not known.all()
+    index = torch.cat([known.nonzero()[:3, 0], (~known).nonzero()[:1, 0]])
+    codes = torch.randn(4, 5, TINY.registers, 6, requires_grad=True)
+    losses = align.label_losses(codes, torch.tensor([1, 2, 8, 8]), index)
+    sum(losses.values(), torch.zeros(())).backward()
+    assert codes.grad is not None
+    told = codes.grad.abs().amax((1, 3)) > 0
+    assert told.sum(1).tolist() == [1, 2, 8, 0]
+    assert told[0, 0] and told[1, :2].all()
+    only_real = align.label_losses(codes, torch.full((4,), 8), index[3:].expand(4))
+    assert all(float(loss) == 0 for loss in only_real.values())
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:

@@ -423,12 +423,12 @@ class Scene:
             _paint(canvas, obj, pan, zoom)
         return (canvas * 255 + 0.5).astype(np.uint8)
 
-    def mask(self, frames: int, size: int) -> npt.NDArray[np.float32]:
-        """How much of each pixel the main object covers, float32 [frames, size, size] in 0..1."""
+    def mask(self, frames: int, size: int) -> npt.NDArray[np.uint8]:
+        """How much of each pixel the main object covers, uint8 [frames, size, size]; 255: all."""
         canvas = np.zeros((frames, size, size, 3), np.float32)
         white = replace(self.main, color="white", texture="plain")
         _paint(canvas, white, *_camera(self.camera, frames))
-        return canvas[..., 0]
+        return (canvas[..., 0] * 255 + 0.5).astype(np.uint8)
 
 
 def _check(what: str, name: str, allowed: tuple[str, ...]) -> None:

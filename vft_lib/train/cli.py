@@ -173,7 +173,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
         dtype=getattr(torch, args.dtype),
     )  # fmt: skip
     if args.stop_after is None and int(os.environ.get("RANK", 0)) == 0:
-        weights = {k: v for k, v in weights.items() if not k.startswith("outline.")}
+        weights = {k: v for k, v in weights.items() if not k.startswith("alignment.")}
         weights |= {f"vae.{k}": v for k, v in vae.state_dict().items()}
         assert weights.keys() == Tokenizer(recipe.config).state_dict().keys()
         path = args.out / "tokenizer.safetensors"

@@ -208,6 +208,5 @@ def _pictures(video: Tensor, scene: world.Scene, generator: torch.Generator) -> 
     chosen = torch.randperm(video.shape[1], generator=generator)[:PICTURES]
     rgb = to_size(video[:, chosen].transpose(0, 1).float())
     rgb = ((rgb + 1) * 127.5).round().clamp(0, 255).byte()
-    masks = scene.mask(2 * video.shape[1] - 1, SIZE)[::2]
-    mask = torch.from_numpy(masks * 255 + 0.5).byte()[chosen]
+    mask = torch.from_numpy(scene.mask(2 * video.shape[1] - 1, SIZE)[::2])[chosen]
     return torch.cat([rgb, mask[:, None]], 1)

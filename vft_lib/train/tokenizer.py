@@ -4,10 +4,8 @@ The loss is the mean square error of the velocity (rectified flow). Nested dropo
 coarse to fine: each clip of a batch keeps a random power of two of its registers, so whatever
 helps most must go first.
 
-On procedural clips two things point at the main object, whose outline fills few of the cells and
-says most of what a caption says: its cells count more, and a head that is dropped after training
-draws the outline from the decoder's last hidden state (as REPA, arXiv 2410.06940, aligns hidden
-states with features that carry meaning; here the world itself tells them).
+On procedural clips the main object's cells count more, and `alignment.py` holds tokens and decoder
+to what is known of the clip.
 """
 
 from __future__ import annotations
@@ -18,17 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from .. import flow, world
+from .. import flow
 from ..atomic import check_space, write_bytes
 from ..config import TokenizerConfig
 from ..errors import VftError
 from ..tokenizer import Tokenizer
 from ..vae import VideoAutoencoder
+from .alignment import Alignment
 from .data import RealClips, Window, draw_sources, training_clips
 from .loop import Schedule, Task, step_generator
 from .plots import save_strip
@@ -42,7 +39,7 @@ class TokenizerRecipe:
     tell the decoder anything, so there the encoder learns what to say; later the decoder learns
     the rest. `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose
     first latent frame is given. `object_weight`: how much more the main object's cells count;
-    `outline_weight`: of the loss of the outline head."""
+    `outline_weight`, `label_weight`: of the losses of alignment.py."""
 
     config: TokenizerConfig
     schedule: Schedule
@@ -54,6 +51,7 @@ class TokenizerRecipe:
     prefix_share: float = 0.25
     object_weight: float = 3.0
     outline_weight: float = 1.0
+    label_weight: float = 0.5
 
 
 BLOCK = 64  # clips that are drawn from one number
@@ -108,19 +106,6 @@ def _reserve(path: Path, size: int) -> None:
         os.posix_fallocate(f.fileno(), 0, size)
 
 
-def outlines(sources: list[Window | int], latent_frames: int, size: int) -> Tensor:
-    """Main objects' masks `[N,t,2,size/2,size/2]` uint8 (255: all of a pixel), the last and the
-    middle of the frames that a latent frame stands for; nothing for real clips."""
-    masks = torch.zeros(len(sources), latent_frames, 2, size // 2, size // 2, dtype=torch.uint8)
-    last = 4 * torch.arange(latent_frames)
-    shown = torch.stack([(last - 2).clamp_min(0), last], 1)  # (t, 2)
-    for i, source in enumerate(tqdm(sources, desc="outlines", mininterval=1)):
-        if isinstance(source, int):
-            mask = world.draw_scene(source).mask(int(last[-1]) + 1, size // 2)
-            masks[i] = torch.from_numpy(mask * 255 + 0.5).byte()[shown]
-    return masks
-
-
 class TokenizerTask(Task):
     """Everything of the tokenizer but the autoencoder."""
 
@@ -130,16 +115,11 @@ class TokenizerTask(Task):
     ) -> None:  # fmt: skip
         super().__init__()
         self.recipe, self.latents = recipe, latents
-        c = recipe.config
-        self.masks = outlines(sources, c.latent_frames, c.size)
-        self.drawn = torch.tensor([isinstance(s, int) for s in sources])
         tokenizer = Tokenizer(recipe.config)
         self.encoder, self.decoder = tokenizer.encoder, tokenizer.decoder
         self.fsq = tokenizer.fsq
         self.frozen = (vae.eval().requires_grad_(False),)  # in a tuple: not a submodule
-        _, ph, pw = self.decoder.patch_size
-        half = c.size // 2 // c.latent_shape[-1]  # mask pixels a side of a latent cell
-        self.outline = nn.Linear(c.decoder.trunk.dim, 2 * ph * half * pw * half)
+        self.alignment = Alignment(recipe.config, sources)
         _initialize(self)
 
     def start_from(self, tokenizer: Tokenizer) -> None:
@@ -164,9 +144,9 @@ class TokenizerTask(Task):
         ]  # fmt: skip
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        r, c = self.recipe, self.recipe.config
+        r, c, align = self.recipe, self.recipe.config, self.alignment
         b, device = r.schedule.batch, self.encoder.registers.device
-        _, _, h, w = c.latent_shape
+        _, frames, h, w = c.latent_shape
         index = torch.randint(len(self.latents), (b,), generator=generator)
         clean = self.latents[index].float().to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
@@ -182,31 +162,26 @@ class TokenizerTask(Task):
         codes = self.fsq.quantize(self.encoder(clean))
         registers = self.decoder.prepare(codes, keep, prefix, null)
         t = timestep[:, None, None, None, None]
-        given = torch.arange(clean.shape[2], device=device) < prefix[:, None]  # (B, t)
+        given = torch.arange(frames, device=device) < prefix[:, None]  # (B, t)
         given = given[:, None, :, None, None]
         noisy = torch.where(given, clean, (1 - t) * clean + t * noise)
         modulation = self.decoder.modulate(timestep, registers.dtype)
         hidden = self.decoder.hidden(noisy, modulation, registers)
         error = (self.decoder.velocity(hidden, modulation) - (noise - clean)) ** 2
-        mask = self.masks[index].to(device).float() / 255  # (B, t, 2, H, W)
         # Given frames carry no loss; every clip counts the same however many it has.
-        weight = (~given * (1 + r.object_weight * _touched(mask, h, w))).expand_as(error)
+        touched = align.touched(index, h, w, device)
+        weight = (~given * (1 + r.object_weight * touched)).expand_as(error)
         each = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
-        found, drawn = self._outlines(hidden), self.drawn[index].to(device)
-        missed = F.binary_cross_entropy_with_logits(found, mask, reduction="none")
-        outline = (missed.flatten(1).mean(1) * drawn).sum() / drawn.sum().clamp_min(1)
-        out = {"loss": each.mean() + r.outline_weight * outline, "outline": outline.detach()}
+        aligned = {"outline": align.outline_loss(hidden, index)}
+        aligned |= align.label_losses(codes, keep, index)
+        weights = dict.fromkeys(aligned, r.label_weight) | {"outline": r.outline_weight}
+        loss = each.mean() + sum(weights[name] * aligned[name] for name in aligned)
+        out = {"loss": loss} | {name: value.detach() for name, value in aligned.items()}
         for k in (1, c.registers):
             chosen = (keep == k) & ~null
             if chosen.any():
                 out[f"k{k}"] = each[chosen].detach().mean()
         return out
-
-    def _outlines(self, hidden: Tensor) -> Tensor:
-        """Hidden patches `[B,t,h',w',d]` -> logits of the masks `[B,t,2,H,W]`."""
-        side = self.masks.shape[-1] // hidden.shape[2]
-        logits = self.outline(hidden).float().unflatten(-1, (2, side, side))
-        return rearrange(logits, "b t h w f y x -> b t f (h y) (w x)")
 
     @torch.inference_mode()
     def samples(self, out: Path, step: int) -> None:
@@ -225,11 +200,6 @@ class TokenizerTask(Task):
             videos.append(tokenizer.vae.decode(sampled))
         strip = [v.cpu() for clip in zip(*videos) for v in clip]
         save_strip(out / f"samples-{step:06d}.png", strip)
-
-
-def _touched(masks: Tensor, h: int, w: int) -> Tensor:
-    """Masks `[B,t,2,H,W]` -> 1 where a latent cell `[B,1,t,h,w]` holds some of it, else 0."""
-    return (F.adaptive_max_pool2d(masks.amax(2), (h, w)) > 0).float()[:, None]
 
 
 def _budgets(registers: int, batch: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,103 @@
+"""A second teacher for the tokenizer: what procedural clips are known to show.
+
+The flow loss alone spends the first tokens on what moves most pixels. Shape and motion of the main
+object move few, and say most of what a caption says. So two heads, dropped after training, are held
+to the truth, which the world tells for free: one names the main object's colour, shape and motion
+from the tokens that a clip keeps, one draws its outline from the decoder's last hidden state. (The
+paper aligns hidden states with features of a vision network for the same end, as REPA does, arXiv
+2410.06940.) Real clips have no such truth and teach by the flow loss alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from .. import world
+from ..config import TokenizerConfig
+from .data import Window
+from .probe import LABELS
+
+UNKNOWN = -1  # the class number of a clip that no world tells
+
+
+class Alignment(nn.Module):
+    """The two heads, and the truth about each of `sources`."""
+
+    masks: Tensor
+    """`[N,t,2,size/2,size/2]` uint8, see :func:`outlines`."""
+    labels: dict[str, Tensor]
+    """Class numbers `[N]` by label, UNKNOWN for real clips."""
+
+    def __init__(
+        self, config: TokenizerConfig, sources: list[Window | int], width: int = 512
+    ) -> None:  # fmt: skip
+        super().__init__()
+        c = config
+        self.masks = outlines(sources, c.latent_frames, c.size)
+        self.labels = labels(sources)
+        _, ph, pw = c.decoder.patch_size
+        half = c.size // 2 // c.latent_shape[-1]  # mask pixels a side of a latent cell
+        self.outline = nn.Linear(c.decoder.trunk.dim, 2 * ph * half * pw * half)
+        self.tokens = nn.Linear(c.latent_frames * c.registers * len(c.fsq_levels), width)
+        self.names = nn.ModuleDict({k: nn.Linear(width, len(v)) for k, v in LABELS.items()})
+
+    def touched(self, index: Tensor, h: int, w: int, device: torch.device) -> Tensor:
+        """1 where a latent cell `[B,1,t,h,w]` of clips `index` `[B]` holds some of the main object,
+        else 0."""
+        masks = self.masks[index].to(device)
+        return (F.adaptive_max_pool2d(masks.amax(2).float(), (h, w)) > 0).float()[:, None]
+
+    def outline_loss(self, hidden: Tensor, index: Tensor) -> Tensor:
+        """Cross-entropy of the outlines that hidden patches `[B,t,h',w',d]` draw."""
+        mask = self.masks[index].to(hidden.device).float() / 255
+        missed = F.binary_cross_entropy_with_logits(self.drawn(hidden), mask, reduction="none")
+        known = self.labels["shape"][index].to(hidden.device) != UNKNOWN
+        return (missed.flatten(1).mean(1) * known).sum() / known.sum().clamp_min(1)
+
+    def drawn(self, hidden: Tensor) -> Tensor:
+        """Hidden patches `[B,t,h',w',d]` -> logits of the masks `[B,t,2,H,W]`."""
+        side = self.masks.shape[-1] // hidden.shape[2]
+        logits = self.outline(hidden).float().unflatten(-1, (2, side, side))
+        return rearrange(logits, "b t h w f y x -> b t f (h y) (w x)")
+
+    def label_losses(self, codes: Tensor, keep: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy by label, in nats, of what the first `keep` `[B]` codes of each latent
+        frame (`[B,t,K,6]`) say; 0 for a batch of real clips."""
+        kept = torch.arange(codes.shape[2], device=codes.device) < keep[:, None]
+        said = F.silu(self.tokens((codes * kept[:, None, :, None]).flatten(1)))
+        losses = {}
+        for name, head in self.names.items():
+            truth = self.labels[name][index].to(codes.device)
+            missed = F.cross_entropy(
+                head(said).float(), truth, ignore_index=UNKNOWN, reduction="sum"
+            )
+            losses[name] = missed / (truth != UNKNOWN).sum().clamp_min(1)
+        return losses
+
+
+def outlines(sources: list[Window | int], latent_frames: int, size: int) -> Tensor:
+    """Main objects' masks `[N,t,2,size/2,size/2]` uint8 (255: all of a pixel), the last and the
+    middle of the frames that a latent frame stands for; nothing for real clips."""
+    masks = torch.zeros(len(sources), latent_frames, 2, size // 2, size // 2, dtype=torch.uint8)
+    last = 4 * torch.arange(latent_frames)
+    shown = torch.stack([(last - 2).clamp_min(0), last], 1)  # (t, 2)
+    for i, source in enumerate(tqdm(sources, desc="outlines", mininterval=1)):
+        if isinstance(source, int):
+            mask = world.draw_scene(source).mask(int(last[-1]) + 1, size // 2)
+            masks[i] = torch.from_numpy(mask)[shown]
+    return masks
+
+
+def labels(sources: list[Window | int]) -> dict[str, Tensor]:
+    """Class numbers `[N]` of the main objects by label, UNKNOWN for real clips."""
+    mains = [world.draw_scene(s).main if isinstance(s, int) else None for s in sources]
+    return {
+        name: torch.tensor([
+            UNKNOWN if main is None else values.index(getattr(main, name)) for main in mains
+        ])
+        for name, values in LABELS.items()
+    }  # fmt: skip
