@@ -37,8 +37,8 @@ def test_the_mask_is_where_the_main_object_is() -> None:
         )
         mask = scene.mask(3, 64)
         assert np.array_equal(red[mask == 0], blue[mask == 0])
-        assert np.allclose(red[mask == 1], (230, 26, 26), atol=2)
-        assert (mask > 0.5).any()
+        assert np.allclose(red[mask == 255], (230, 26, 26), atol=2)
+        assert (mask > 127).any()
 
 
 def test_patches_do_not_depend_on_place_and_size() -> None:
@@ -121,7 +121,7 @@ def test_the_finder_finds_objects_it_has_not_seen(tmp_path: Path) -> None:
 
 def test_the_namer_names_outlines_it_has_not_seen() -> None:
     scenes = [world.draw_scene(seed) for seed in range(640)]
-    masks = torch.stack([torch.from_numpy(s.mask(9, 64)[8:]) for s in scenes])
+    masks = torch.stack([torch.from_numpy(s.mask(9, 64)[8:]) for s in scenes]) / 255
     patches, shapes = cut_out(masks, Outline.SIDE), labels_of(scenes)["shape"]
     torch.manual_seed(0)
     namer, g = Namer(Outline.SIDE), torch.Generator().manual_seed(0)

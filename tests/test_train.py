@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from vft_lib import world
 from vft_lib.errors import VftError
 from vft_lib.tokenizer import Tokenizer
+from vft_lib.train.alignment import UNKNOWN, labels, outlines
 from vft_lib.train.data import Window
 from vft_lib.train.loop import EMA, MatrixMuon, Schedule, Task, optimizers, step_generator, train
-from vft_lib.train.alignment import UNKNOWN, labels, outlines
 from vft_lib.train.probe import LABELS
 from vft_lib.train.tokenizer import TokenizerRecipe, TokenizerTask, _budgets
 from vft_lib.train.vae import VAERecipe, VAETask
