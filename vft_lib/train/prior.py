@@ -41,13 +41,16 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """`null_share` of the procedural clips are trained without a condition (for guidance),
+    """Every step reads all registers, or with probability `short_share` the first half or quarter:
+    they say most of what a caption says, for a fraction of the time.
+    `null_share` of the procedural clips are trained without a condition (for guidance),
     `class_share` with the class alone, the rest with a caption, `brief_share` of those of a few
     words. In half of the captions a word is lost with probability `word_loss`. `real_share` of
     every batch is real clips. `dropout` is in every residual branch."""
 
     config: PriorConfig
     schedule: Schedule
+    short_share: float = 0.5
     real_share: float = 0.08
     null_share: float = 0.1
     class_share: float = 0.2
@@ -142,20 +145,23 @@ class PriorTask(Task):
         ]  # fmt: skip
         index = torch.cat(chosen)
         texts, classes = zip(*(self._condition(rng, int(i)) for i in index))
-        bits = self.bits(index, list(texts), torch.tensor(classes), forget=generator)
+        budget = r.config.registers
+        if rng.random() < r.short_share:
+            budget = max(1, budget // int(rng.choice((2, 4))))
+        bits = self.bits(index, list(texts), torch.tensor(classes), budget, forget=generator)
         out = {"loss": bits.mean() * math.log(2)} | _by_register(bits)
         if real:
             out["real"] = bits[-real:].detach().mean()
         return out
 
     def bits(
-        self, index: Tensor, texts: list[str], classes: Tensor,
+        self, index: Tensor, texts: list[str], classes: Tensor, budget: int | None = None,
         forget: torch.Generator | None = None,
     ) -> Tensor:  # fmt: skip
-        """-log2 p of the ids of clips `index` `[B]` -> `[B,K,t]`, in bits."""
+        """-log2 p of the ids of clips `index` `[B]` -> `[B,budget,t]` (default: K), in bits."""
         network, c = self.prior.network, self.prior.config
         device = self.prior.device
-        flat = time_first(self.ids[index].long()).to(device)
+        flat = time_first(self.ids[index, :, :budget].long()).to(device)
         assert self.prior.text is not None
         words = sum(len(split_words(t)) for t in texts)
         uniform = None if forget is None else torch.rand(words, generator=forget)
