@@ -44,9 +44,10 @@ def vae_task(schedule: Schedule = SCHEDULE) -> Task:
     return VAETask(recipe, None)
 
 
-def tokenizer_task(schedule: Schedule = SCHEDULE) -> Task:
+def tokenizer_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) -> Task:
     torch.manual_seed(0)
-    recipe = TokenizerRecipe(TINY, dataclasses.replace(schedule, batch=4))
+    schedule = dataclasses.replace(schedule, batch=4)
+    recipe = TokenizerRecipe(TINY, schedule, freeze_encoder=freeze_encoder)
     latents = torch.randn(16, *TINY.latent_shape, generator=torch.Generator().manual_seed(1))
     real = Window("clip", tuple(range(17)), 0, 0, False, False)
     sources: list[Window | int] = [*range(12), real, real, real, real]
@@ -194,6 +195,15 @@ def test_the_tokens_that_are_kept_are_held_to_the_labels() -> None:
     assert told[0, 0] and told[1, :2].all()
     only_real = align.label_losses(codes, torch.full((4,), 8), index[3:].expand(4))
     assert not any(loss.any() for loss in only_real.values())
+
+
+def test_a_frozen_encoder_stays_as_it_is_while_the_decoder_learns(tmp_path: Path) -> None:
+    task = tokenizer_task(freeze_encoder=True)
+    before = {k: v.clone() for k, v in task.state_dict().items()}
+    train(task, SCHEDULE, tmp_path, device=CPU, dtype=torch.float32)
+    moved = {k for k, v in task.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and not any(k.startswith(("encoder.", "alignment.names")) for k in moved)
+    assert any(k.startswith("decoder.") for k in moved)
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:

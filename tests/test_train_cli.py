@@ -95,6 +95,8 @@ def test_tokenizer_before_vae_says_what_to_run_first(
     assert "vft train vae" in capsys.readouterr().err
     assert main(["train", "vae", "--no-real", "--out", str(tmp_path), "--preset", "huge"]) == 2
     assert "nano" in capsys.readouterr().err
+    assert main(["train", "tokenizer", "--out", str(tmp_path), "--freeze-encoder"]) == 2
+    assert "--init" in capsys.readouterr().err
 
 
 def test_held_out_clips_stay_held_out(tmp_path: Path) -> None:

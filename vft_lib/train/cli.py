@@ -63,6 +63,11 @@ def add_train_parser(subparsers: Any) -> None:
             )
             if name == "vae":
                 continue
+            if name == "tokenizer":
+                p.add_argument(
+                    "--freeze-encoder", action="store_true",
+                    help="with --init: train the flow decoder alone; ids stay what they are",
+                )  # fmt: skip
             p.add_argument("--init", type=Path, help="begin from this one's weights, not anew")
             p.add_argument(
                 "--clips", type=int, help="training clips; more than before extends what is there"
@@ -147,11 +152,14 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     from .loop import join_group, train
     from .tokenizer import TokenizerTask, dataset_sources, encode_dataset
 
+    if args.freeze_encoder and args.init is None:
+        raise VftError("--freeze-encoder keeps a trained encoder; name it with --init")
     preset, real = _setup(args)
     base = preset.tokenizer
     recipe = dataclasses.replace(
-        base, schedule=_schedule(args, base.schedule), clips=args.clips or base.clips
-    )
+        base, schedule=_schedule(args, base.schedule), clips=args.clips or base.clips,
+        freeze_encoder=args.freeze_encoder,
+    )  # fmt: skip
     device = _device(args)
     source = args.out / "vae.safetensors"
     if not source.exists():

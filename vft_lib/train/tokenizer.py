@@ -39,7 +39,8 @@ class TokenizerRecipe:
     tell the decoder anything, so there the encoder learns what to say; later the decoder learns
     the rest. `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose
     first latent frame is given. `object_weight`: how much more the main object's cells count;
-    `outline_weight`, `label_weight`: of the losses of alignment.py."""
+    `outline_weight`, `label_weight`: of the losses of alignment.py. `freeze_encoder`: the flow
+    decoder alone is trained, so the ids stay what they are, and priors on them with them."""
 
     config: TokenizerConfig
     schedule: Schedule
@@ -49,9 +50,10 @@ class TokenizerRecipe:
     timestep_std: float = 1.0
     null_share: float = 0.1
     prefix_share: float = 0.25
-    object_weight: float = 3.0
+    object_weight: float = 6.0
     outline_weight: float = 1.0
     label_weight: float = 0.5
+    freeze_encoder: bool = False
 
 
 BLOCK = 64  # clips that are drawn from one number
@@ -121,6 +123,7 @@ class TokenizerTask(Task):
         self.frozen = (vae.eval().requires_grad_(False),)  # in a tuple: not a submodule
         self.alignment = Alignment(recipe.config, sources)
         _initialize(self)
+        self.encoder.requires_grad_(not recipe.freeze_encoder)
 
     def start_from(self, tokenizer: Tokenizer) -> None:
         """Take the weights of a trained tokenizer; the autoencoder must be the same one."""
@@ -140,7 +143,7 @@ class TokenizerTask(Task):
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [
             p for n, p in self.named_parameters()
-            if ".blocks." in n and p.ndim == 2 and "modulation" not in n
+            if ".blocks." in n and p.ndim == 2 and "modulation" not in n and p.requires_grad
         ]  # fmt: skip
 
     def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -173,7 +176,8 @@ class TokenizerTask(Task):
         weight = (~given * (1 + r.object_weight * touched)).expand_as(error)
         each = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
         aligned = {"outline": align.outline_loss(hidden, index)}
-        aligned |= align.label_losses(codes, keep, index)
+        if not r.freeze_encoder:
+            aligned |= align.label_losses(codes, keep, index)
         weights = dict.fromkeys(aligned, r.label_weight) | {"outline": r.outline_weight}
         loss = each.mean() + sum(weights[name] * aligned[name] for name in aligned)
         out = {"loss": loss} | {name: value.detach() for name, value in aligned.items()}
