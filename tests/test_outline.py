@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vft_lib import world
-from vft_lib.train.judge import labels_of
 from vft_lib.train.loop import Schedule, train
 from vft_lib.train.outline import (
     Namer,
@@ -22,6 +21,7 @@ from vft_lib.train.outline import (
     blur,
     cut_out,
 )
+from vft_lib.train.probe import labels_of
 
 CPU = torch.device("cpu")
 

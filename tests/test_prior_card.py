@@ -19,10 +19,11 @@ from vft_lib.prior import Prior
 from vft_lib.tokenizer import Tokenizer
 from vft_lib.train import classifier, outline
 from vft_lib.train.data import to_video
-from vft_lib.train.judge import Judge, labels_of, pixels_of
+from vft_lib.train.judge import Judge, pixels_of
 from vft_lib.train.loop import Schedule, train
 from vft_lib.train.presets import PRESETS
 from vft_lib.train.prior_card import _written
+from vft_lib.train.probe import labels_of
 from vft_lib.train.run_clips import decoded_video, run_clips
 from vft_lib.train.tokenizer import encode_dataset
 

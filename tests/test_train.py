@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from vft_lib import world
 from vft_lib.errors import VftError
 from vft_lib.tokenizer import Tokenizer
-from vft_lib.train.alignment import UNKNOWN, labels, outlines
+from vft_lib.train.alignment import outlines
 from vft_lib.train.data import Window
 from vft_lib.train.loop import EMA, MatrixMuon, Schedule, Task, optimizers, step_generator, train
 from vft_lib.train.presets import PRESETS
 from vft_lib.train.prior import PriorTask
-from vft_lib.train.probe import LABELS
+from vft_lib.train.probe import LABELS, UNKNOWN, labels_of
 from vft_lib.train.tokenizer import TokenizerRecipe, TokenizerTask, _budgets
 from vft_lib.train.vae import VAERecipe, VAETask
 
@@ -140,9 +140,9 @@ def test_budgets_are_powers_of_two_up_to_all_registers() -> None:
 
 def test_outlines_are_those_of_the_frames_that_a_latent_frame_stands_for() -> None:
     """Latent frame i ends with frame 4i: its mask is in `last`, half-way to it lies the other."""
-    real = Window("clip", tuple(range(17)), 0, 0, False, False)
-    masks = outlines([7, real], latent_frames=5, size=32)
-    whole = world.draw_scene(7).mask(17, 16)
+    scene = world.draw_scene(7)
+    masks = outlines([scene, None], latent_frames=5, size=32)
+    whole = scene.mask(17, 16)
     assert masks.shape == (2, 5, 2, 16, 16)
     for i in range(5):
         assert np.array_equal(masks[0, i, 1], whole[4 * i])
@@ -170,8 +170,7 @@ def test_a_head_that_is_dropped_learns_the_outlines(tmp_path: Path) -> None:
 
 
 def test_labels_are_those_of_the_world_and_unknown_for_real_clips() -> None:
-    real = Window("clip", tuple(range(17)), 0, 0, False, False)
-    found = labels([7, real, 8])
+    found = labels_of([world.draw_scene(7), None, world.draw_scene(8)])
     for i, seed in ((0, 7), (2, 8)):
         clip = world.make_clip(seed, frames=1, size=16)
         for name, values in LABELS.items():
@@ -273,7 +272,6 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
 DRIVER = """
 import sys, torch
 from pathlib import Path
-from typing import Any
 sys.path[:0] = sys.argv[2:4]
 torch.set_num_threads(1)
 from test_train import SCHEDULE, vae_task

@@ -19,9 +19,7 @@ from tqdm import tqdm
 from .. import world
 from ..config import TokenizerConfig
 from .data import Window
-from .probe import LABELS
-
-UNKNOWN = -1  # the class number of a clip that no world tells
+from .probe import LABELS, UNKNOWN, labels_of
 
 
 class Alignment(nn.Module):
@@ -37,8 +35,9 @@ class Alignment(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         c = config
-        self.masks = outlines(sources, c.latent_frames, c.size)
-        self.labels = labels(sources)
+        scenes = [world.draw_scene(s) if isinstance(s, int) else None for s in sources]
+        self.masks = outlines(scenes, c.latent_frames, c.size)
+        self.labels = labels_of(scenes)
         _, ph, pw = c.decoder.patch_size
         half = c.size // 2 // c.latent_shape[-1]  # mask pixels a side of a latent cell
         self.outline = nn.Linear(c.decoder.trunk.dim, 2 * ph * half * pw * half)
@@ -79,25 +78,14 @@ class Alignment(nn.Module):
         return losses
 
 
-def outlines(sources: list[Window | int], latent_frames: int, size: int) -> Tensor:
+def outlines(scenes: list[world.Scene | None], latent_frames: int, size: int) -> Tensor:
     """Main objects' masks `[N,t,2,size/2,size/2]` uint8 (255: all of a pixel), the last and the
-    middle of the frames that a latent frame stands for; nothing for real clips."""
-    masks = torch.zeros(len(sources), latent_frames, 2, size // 2, size // 2, dtype=torch.uint8)
+    middle of the frames that a latent frame stands for; nothing where there is no scene."""
+    masks = torch.zeros(len(scenes), latent_frames, 2, size // 2, size // 2, dtype=torch.uint8)
     last = 4 * torch.arange(latent_frames)
     shown = torch.stack([(last - 2).clamp_min(0), last], 1)  # (t, 2)
-    for i, source in enumerate(tqdm(sources, desc="outlines", mininterval=1)):
-        if isinstance(source, int):
-            mask = world.draw_scene(source).mask(int(last[-1]) + 1, size // 2)
+    for i, scene in enumerate(tqdm(scenes, desc="outlines", mininterval=1)):
+        if scene is not None:
+            mask = scene.mask(int(last[-1]) + 1, size // 2)
             masks[i] = torch.from_numpy(mask)[shown]
     return masks
-
-
-def labels(sources: list[Window | int]) -> dict[str, Tensor]:
-    """Class numbers `[N]` of the main objects by label, UNKNOWN for real clips."""
-    mains = [world.draw_scene(s).main if isinstance(s, int) else None for s in sources]
-    return {
-        name: torch.tensor([
-            UNKNOWN if main is None else values.index(getattr(main, name)) for main in mains
-        ])
-        for name, values in LABELS.items()
-    }  # fmt: skip

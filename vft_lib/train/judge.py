@@ -27,7 +27,7 @@ from .data import RealClips, to_video
 from .loop import train
 from .outline import SIZE, Outline, OutlineRecipe, OutlineTask, to_size
 from .prior import HELD_OUT, ids_of_latents
-from .probe import LABELS
+from .probe import LABELS, labels_of
 from .run_clips import decoded_latents, decoded_video, generator, run_clips
 from .tokenizer import TokenizerRecipe
 
@@ -64,14 +64,6 @@ class Judge:
         if len(right) == len(LABELS):
             right["all"] = torch.stack(list(right.values())).all(0)
         return {name: round(float(x.float().mean()), 4) for name, x in right.items()}
-
-
-def labels_of(scenes: list[world.Scene]) -> dict[str, Tensor]:
-    """Class numbers `[N]` of the main objects, by label."""
-    return {
-        name: torch.tensor([values.index(getattr(s.main, name)) for s in scenes])
-        for name, values in LABELS.items()
-    }
 
 
 def pixels_of(scenes: list[world.Scene], frames: int, size: int) -> Tensor:

@@ -31,10 +31,10 @@ from ..prior import Prior
 from ..tokenizer import Tokenizer
 from ..tokens import Tokens
 from .data import HELD_OUT_SEEDS, RealClips
-from .judge import labels_of, pixels_of, trained_judge
+from .judge import pixels_of, trained_judge
 from .presets import Preset
 from .prior import ids_of_latents
-from .probe import LABELS
+from .probe import LABELS, labels_of
 from .run_clips import decoded_latents, decoded_video, encode_scenes
 
 matplotlib.use("Agg")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +14,17 @@ from ..tokenizer import Tokenizer
 from .data import to_video
 
 LABELS = {"motion": world.MOTIONS, "color": tuple(world.COLORS), "shape": world.SHAPES}
+UNKNOWN = -1  # the class number of a clip that no world tells
+
+
+def labels_of(scenes: Sequence[world.Scene | None]) -> dict[str, Tensor]:
+    """Class numbers `[N]` of the main objects by label, UNKNOWN where there is no scene."""
+    return {
+        name: torch.tensor([
+            UNKNOWN if s is None else values.index(getattr(s.main, name)) for s in scenes
+        ])
+        for name, values in LABELS.items()
+    }  # fmt: skip
 
 
 @torch.no_grad()  # not inference_mode: the probe is trained on these

@@ -175,12 +175,11 @@ class TokenizerTask(Task):
         touched = align.touched(index, h, w, device)
         weight = (~given * (1 + r.object_weight * touched)).expand_as(error)
         each = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
-        aligned = {"outline": align.outline_loss(hidden, index)}
-        if not r.freeze_encoder:
-            aligned |= align.label_losses(codes, keep, index)
-        weights = dict.fromkeys(aligned, r.label_weight) | {"outline": r.outline_weight}
-        loss = each.mean() + sum(weights[name] * aligned[name] for name in aligned)
-        out = {"loss": loss} | {name: value.detach() for name, value in aligned.items()}
+        outline = align.outline_loss(hidden, index)
+        names = {} if r.freeze_encoder else align.label_losses(codes, keep, index)
+        loss = each.mean() + r.outline_weight * outline + r.label_weight * sum(names.values())
+        out = {"loss": loss, "outline": outline.detach()}
+        out |= {name: value.detach() for name, value in names.items()}
         for k in (1, c.registers):
             chosen = (keep == k) & ~null
             if chosen.any():
