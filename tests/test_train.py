@@ -12,47 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from safetensors import safe_open
 from torch import Tensor, nn
+from train_tasks import CPU, SCHEDULE, tokenizer_task, vae_task
 
-from vft_lib import world
 from vft_lib.errors import VftError
-from vft_lib.tokenizer import Tokenizer
-from vft_lib.train.alignment import outlines
-from vft_lib.train.data import Window
 from vft_lib.train.loop import EMA, MatrixMuon, Schedule, Task, optimizers, step_generator, train
-from vft_lib.train.presets import PRESETS
-from vft_lib.train.prior import PriorTask
-from vft_lib.train.probe import LABELS, UNKNOWN, labels_of
-from vft_lib.train.tokenizer import TokenizerRecipe, TokenizerTask, _budgets
-from vft_lib.train.vae import VAERecipe, VAETask
-
-CPU = torch.device("cpu")
-STEPS = 6
-SCHEDULE = Schedule(steps=STEPS, batch=2, lr=1e-3, matrix_lr=2e-3, warmup=2, ema=0.9)
-
-
-def vae_task(schedule: Schedule = SCHEDULE) -> Task:
-    torch.manual_seed(0)
-    recipe = VAERecipe(TINY.vae, 32, schedule, crop=16, crop_share=0.5, clip_lengths=(5, 9))
-    return VAETask(recipe, None)
-
-
-def tokenizer_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) -> Task:
-    torch.manual_seed(0)
-    schedule = dataclasses.replace(schedule, batch=4)
-    recipe = TokenizerRecipe(TINY, schedule, freeze_encoder=freeze_encoder)
-    latents = torch.randn(16, *TINY.latent_shape, generator=torch.Generator().manual_seed(1))
-    real = Window("clip", tuple(range(17)), 0, 0, False, False)
-    sources: list[Window | int] = [*range(12), real, real, real, real]
-    return TokenizerTask(recipe, Tokenizer(TINY).vae, latents.half(), sources)
-
+from vft_lib.train.tokenizer import _budgets
 
 # ---------------------------------------------------------------------- parts
 
@@ -138,71 +107,32 @@ def test_budgets_are_powers_of_two_up_to_all_registers() -> None:
 # ---------------------------------------------------------------------- one run
 
 
-def test_outlines_are_those_of_the_frames_that_a_latent_frame_stands_for() -> None:
-    """Latent frame i ends with frame 4i: its mask is in `last`, half-way to it lies the other."""
-    scene = world.draw_scene(7)
-    masks = outlines([scene, None], latent_frames=5, size=32)
-    whole = scene.mask(17, 16)
-    assert masks.shape == (2, 5, 2, 16, 16)
-    for i in range(5):
-        assert np.array_equal(masks[0, i, 1], whole[4 * i])
-        assert np.array_equal(masks[0, i, 0], whole[max(0, 4 * i - 2)])
-    assert not masks[1].any()
-
-
-def test_a_head_that_is_dropped_learns_the_outlines(tmp_path: Path) -> None:
-    """Its logits lie where the pixels of the masks do: each patch speaks for its own place."""
-    task = tokenizer_task()
-    assert isinstance(task, TokenizerTask)
-    hidden = torch.zeros(1, 5, 2, 2, TINY.decoder.trunk.dim)
-    hidden[0, 3, 0, 1] = 1.0  # latent frame 3, first row, second column
-    with torch.no_grad():
-        task.alignment.outline.weight.fill_(1.0)
-        task.alignment.outline.bias.zero_()
-        lit = task.alignment.drawn(hidden)[0] > 0
-    expected = torch.zeros(5, 2, 16, 16, dtype=torch.bool)
-    expected[3, :, :8, 8:] = True
-    assert torch.equal(lit, expected)
-    schedule = dataclasses.replace(SCHEDULE, steps=60, lr=3e-3, matrix_lr=6e-3)
-    train(tokenizer_task(schedule), schedule, tmp_path, device=CPU, dtype=torch.float32)
-    rows = [json.loads(r)["outline"] for r in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert rows[-1] < 0.8 * rows[0]
-
-
-def test_labels_are_those_of_the_world_and_unknown_for_real_clips() -> None:
-    found = labels_of([world.draw_scene(7), None, world.draw_scene(8)])
-    for i, seed in ((0, 7), (2, 8)):
-        clip = world.make_clip(seed, frames=1, size=16)
-        for name, values in LABELS.items():
-            assert values[found[name][i]] == getattr(clip, name)
-    assert all(found[name][1] == UNKNOWN for name in LABELS)
-
-
-def test_the_tokens_that_are_kept_are_held_to_the_labels() -> None:
-    """A head sees the kept tokens and no others, and real clips do not count."""
-    task = tokenizer_task()
-    assert isinstance(task, TokenizerTask)
-    align, known = task.alignment, task.alignment.labels["shape"] != UNKNOWN
-    assert known.any() and not known.all()
-    index = torch.cat([known.nonzero()[:3, 0], (~known).nonzero()[:1, 0]])
-    codes = torch.randn(4, 5, TINY.registers, 6, requires_grad=True)
-    losses = align.label_losses(codes, torch.tensor([1, 2, 8, 8]), index)
-    sum(losses.values(), torch.zeros(())).backward()
-    assert codes.grad is not None
-    told = codes.grad.abs().amax((1, 3)) > 0
-    assert told.sum(1).tolist() == [1, 2, 8, 0]
-    assert told[0, 0] and told[1, :2].all()
-    only_real = align.label_losses(codes, torch.full((4,), 8), index[3:].expand(4))
-    assert not any(loss.any() for loss in only_real.values())
-
-
 def test_a_frozen_encoder_stays_as_it_is_while_the_decoder_learns(tmp_path: Path) -> None:
     task = tokenizer_task(freeze_encoder=True)
     before = {k: v.clone() for k, v in task.state_dict().items()}
     train(task, SCHEDULE, tmp_path, device=CPU, dtype=torch.float32)
     moved = {k for k, v in task.state_dict().items() if not torch.equal(v, before[k])}
-    assert moved and not any(k.startswith(("encoder.", "alignment.names")) for k in moved)
+    assert moved and not any(k.startswith(("encoder.", "alignment.said")) for k in moved)
     assert any(k.startswith("decoder.") for k in moved)
+
+
+def test_a_frozen_encoder_runs_once_over_all_clips() -> None:
+    """A step trains on the ids that the given tokenizer writes, and needs no encoder."""
+    task = tokenizer_task(freeze_encoder=True)
+    tokenizer = Tokenizer(TINY)
+    tokenizer.load_state_dict(
+        {k: v for k, v in task.state_dict().items() if not k.startswith("alignment.")}
+        | {f"vae.{k}": v for k, v in task.frozen[0].state_dict().items()}
+    )
+    task.start_from(tokenizer)
+    assert task.ids is not None
+    with torch.no_grad():
+        assert torch.equal(task.ids, tokenizer.fsq.ids(tokenizer.encoder(task.latents.float())))
+    runs: list[int] = []
+    task.encoder.register_forward_pre_hook(lambda *_: runs.append(1))
+    assert torch.isfinite(task(step=0, generator=step_generator(0, 0))["loss"])
+    assert not runs
+
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
@@ -274,7 +204,7 @@ import sys, torch
 from pathlib import Path
 sys.path[:0] = sys.argv[2:4]
 torch.set_num_threads(1)
-from test_train import SCHEDULE, vae_task
+from train_tasks import SCHEDULE, vae_task
 from vft_lib.train.loop import train
 import dataclasses
 
@@ -322,39 +252,3 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     assert all(math.isfinite(row["loss"]) for row in logged)
     seconds = [row["seconds"] for row in logged]
     assert seconds == sorted(seconds), "time spent before the kill counts"
-
-
-def prior_task() -> PriorTask:
-    torch.manual_seed(0)
-    preset = PRESETS["tiny"]
-    tokenizer = Tokenizer(preset.tokenizer.config)
-    ids = torch.randint(64_000, (32, 5, 8), generator=torch.Generator().manual_seed(1))
-    return PriorTask(preset.prior, tokenizer, ids, list(range(32)))
-
-
-def test_the_prior_reads_a_smaller_budget_as_it_reads_the_first_registers() -> None:
-    task = prior_task().eval()
-    index, classes = torch.arange(3), torch.tensor([0, 16, 3])
-    texts = ["a red ball", "", "a green star moves up"]
-    with torch.no_grad():
-        whole = task.bits(index, texts, classes)
-        short = task.bits(index, texts, classes, 2)
-    assert (whole.shape, short.shape) == ((3, 8, 5), (3, 2, 5))
-    assert torch.allclose(whole[:, :2], short, atol=1e-4)
-
-
-def test_half_of_the_prior_s_steps_read_the_first_registers_alone() -> None:
-    task, read = prior_task(), []
-    bits = task.bits
-
-    def counted(*args: Any, **kwargs: Any) -> Tensor:
-        found = bits(*args, **kwargs)
-        read.append(found.shape[1])
-        return found
-
-    task.bits = counted  # type: ignore[method-assign]
-    for step in range(40):
-        losses = task(step=step, generator=step_generator(0, step))
-        assert ("k8" in losses) == (read[-1] == 8)
-    assert set(read) == {2, 4, 8}
-    assert 12 <= read.count(8) <= 28

@@ -1,11 +1,12 @@
 """A second teacher for the tokenizer: what procedural clips are known to show.
 
 The flow loss alone spends the first tokens on what moves most pixels. Shape and motion of the main
-object move few, and say most of what a caption says. So two heads, dropped after training, are held
-to the truth, which the world tells for free: one names the main object's colour, shape and motion
-from the tokens that a clip keeps, one draws its outline from the decoder's last hidden state. (The
-paper aligns hidden states with features of a vision network for the same end, as REPA does, arXiv
-2410.06940.) Real clips have no such truth and teach by the flow loss alone.
+object move few, and say most of what a caption says. So heads that are dropped after training are
+held to the truth, which the world tells for free. The tokens that a clip keeps must say the main
+object's colour, shape and motion; the decoder's last hidden state must show the same three, and the
+object's outline. (The paper aligns hidden states with features of a vision network for the same
+end, as REPA does, arXiv 2410.06940.) Real clips have no such truth and teach by the flow loss
+alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .probe import LABELS, UNKNOWN, labels_of
 
 
 class Alignment(nn.Module):
-    """The two heads, and the truth about each of `sources`."""
+    """The heads, and the truth about each of `sources`."""
 
     masks: Tensor
     """`[N,t,2,size/2,size/2]` uint8, see :func:`outlines`."""
@@ -42,7 +43,9 @@ class Alignment(nn.Module):
         half = c.size // 2 // c.latent_shape[-1]  # mask pixels a side of a latent cell
         self.outline = nn.Linear(c.decoder.trunk.dim, 2 * ph * half * pw * half)
         self.tokens = nn.Linear(c.latent_frames * c.registers * len(c.fsq_levels), width)
-        self.names = nn.ModuleDict({k: nn.Linear(width, len(v)) for k, v in LABELS.items()})
+        self.said = nn.ModuleDict({k: nn.Linear(width, len(v)) for k, v in LABELS.items()})
+        width = c.decoder.trunk.dim
+        self.shown = nn.ModuleDict({k: nn.Linear(width, len(v)) for k, v in LABELS.items()})
 
     def touched(self, index: Tensor, h: int, w: int, device: torch.device) -> Tensor:
         """1 where a latent cell `[B,1,t,h,w]` of clips `index` `[B]` holds some of the main object,
@@ -63,19 +66,22 @@ class Alignment(nn.Module):
         logits = self.outline(hidden).float().unflatten(-1, (2, side, side))
         return rearrange(logits, "b t h w f y x -> b t f (h y) (w x)")
 
-    def label_losses(self, codes: Tensor, keep: Tensor, index: Tensor) -> dict[str, Tensor]:
+    def said_losses(self, codes: Tensor, keep: Tensor, index: Tensor) -> dict[str, Tensor]:
         """Cross-entropy by label, in nats, of what the first `keep` `[B]` codes of each latent
         frame (`[B,t,K,6]`) say; 0 for a batch of real clips."""
         kept = torch.arange(codes.shape[2], device=codes.device) < keep[:, None]
-        said = F.silu(self.tokens((codes * kept[:, None, :, None]).flatten(1)))
-        losses = {}
-        for name, head in self.names.items():
-            truth = self.labels[name][index].to(codes.device)
-            missed = F.cross_entropy(
-                head(said).float(), truth, ignore_index=UNKNOWN, reduction="sum"
-            )
-            losses[name] = missed / (truth != UNKNOWN).sum().clamp_min(1)
-        return losses
+        x = F.silu(self.tokens((codes * kept[:, None, :, None]).flatten(1)))
+        return {k: self._missed(k, head(x), index) for k, head in self.said.items()}
+
+    def shown_losses(self, hidden: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """The same of what the decoder's hidden patches `[B,t,h',w',d]` are of, in their mean."""
+        x = hidden.mean((1, 2, 3))
+        return {k: self._missed(k, head(x), index) for k, head in self.shown.items()}
+
+    def _missed(self, name: str, logits: Tensor, index: Tensor) -> Tensor:
+        truth = self.labels[name][index].to(logits.device)
+        missed = F.cross_entropy(logits.float(), truth, ignore_index=UNKNOWN, reduction="sum")
+        return missed / (truth != UNKNOWN).sum().clamp_min(1)
 
 
 def outlines(scenes: list[world.Scene | None], latent_frames: int, size: int) -> Tensor:

@@ -174,7 +174,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     torch.manual_seed(recipe.schedule.seed)
     task = TokenizerTask(recipe, vae, latents, dataset_sources(recipe, real, len(latents)))
     if args.init is not None:
-        task.start_from(load_tokenizer(args.init))
+        task.start_from(load_tokenizer(args.init, device=device, dtype=torch.float32))
     weights = train(
         task, recipe.schedule, args.out / "tokenizer", device=device,
         every=args.checkpoint_seconds, stop_after=args.stop_after,

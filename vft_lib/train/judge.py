@@ -26,10 +26,10 @@ from .classifier import Classifier, ClassifierRecipe, ClassifierTask
 from .data import RealClips, to_video
 from .loop import train
 from .outline import SIZE, Outline, OutlineRecipe, OutlineTask, to_size
-from .prior import HELD_OUT, ids_of_latents
+from .prior import HELD_OUT
 from .probe import LABELS, labels_of
 from .run_clips import decoded_latents, decoded_video, generator, run_clips
-from .tokenizer import TokenizerRecipe
+from .tokenizer import TokenizerRecipe, ids_of_latents
 
 PICTURES = 4  # kept of each clip to learn outlines from
 CHECKED = 512  # clips of the run that the networks do not train on, but are measured on

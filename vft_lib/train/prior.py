@@ -19,7 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .. import captions, world
 from ..atomic import write_bytes
@@ -31,6 +30,7 @@ from ..tokenizer import Tokenizer
 from .data import Window
 from .loop import Schedule, Task
 from .plots import save_strip
+from .tokenizer import ids_of_latents
 
 HELD_OUT = 32  # of so many clips, the last is kept for validation
 SHOWN = (
@@ -83,16 +83,6 @@ def encode_ids(tokenizer: Tokenizer, latents: Tensor, cache: Path) -> Tensor:
     cache.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(cache, save({"ids": ids}, wanted))
     return ids
-
-
-@torch.no_grad()
-def ids_of_latents(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
-    """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` int64 on the CPU."""
-    parts = []
-    for part in tqdm(latents.split(64), desc="encoding ids", mininterval=1):
-        x = part.to(tokenizer.device, tokenizer.dtype)
-        parts.append(tokenizer.fsq.ids(tokenizer.encoder(x)).cpu())
-    return torch.cat(parts)
 
 
 class PriorTask(Task):

@@ -33,9 +33,9 @@ from ..tokens import Tokens
 from .data import HELD_OUT_SEEDS, RealClips
 from .judge import pixels_of, trained_judge
 from .presets import Preset
-from .prior import ids_of_latents
 from .probe import LABELS, labels_of
 from .run_clips import decoded_latents, decoded_video, encode_scenes
+from .tokenizer import ids_of_latents
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

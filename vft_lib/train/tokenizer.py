@@ -39,8 +39,10 @@ class TokenizerRecipe:
     tell the decoder anything, so there the encoder learns what to say; later the decoder learns
     the rest. `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose
     first latent frame is given. `object_weight`: how much more the main object's cells count;
-    `outline_weight`, `label_weight`: of the losses of alignment.py. `freeze_encoder`: the flow
-    decoder alone is trained, so the ids stay what they are, and priors on them with them."""
+    `outline_weight`, `said_weight`, `shown_weight`: of the losses of alignment.py.
+    `freeze_encoder`: the flow decoder alone is trained, so the ids stay what they are, and priors
+    on them with them; every second clip then has some of its codes, up to `swap_share`, from
+    another clip: a prior's ids do not agree with each other as well as a clip's own."""
 
     config: TokenizerConfig
     schedule: Schedule
@@ -51,9 +53,11 @@ class TokenizerRecipe:
     null_share: float = 0.1
     prefix_share: float = 0.25
     object_weight: float = 6.0
-    outline_weight: float = 1.0
-    label_weight: float = 0.5
+    outline_weight: float = 3.0
+    said_weight: float = 0.5
+    shown_weight: float = 0.1
     freeze_encoder: bool = False
+    swap_share: float = 0.3
 
 
 BLOCK = 64  # clips that are drawn from one number
@@ -117,6 +121,7 @@ class TokenizerTask(Task):
     ) -> None:  # fmt: skip
         super().__init__()
         self.recipe, self.latents = recipe, latents
+        self.ids: Tensor | None = None  # of all clips, where the encoder is frozen
         tokenizer = Tokenizer(recipe.config)
         self.encoder, self.decoder = tokenizer.encoder, tokenizer.decoder
         self.fsq = tokenizer.fsq
@@ -139,6 +144,8 @@ class TokenizerTask(Task):
             raise VftError(f"--init: {other.name} has another autoencoder than this run")
         self.encoder.load_state_dict(tokenizer.encoder.state_dict())
         self.decoder.load_state_dict(tokenizer.decoder.state_dict())
+        if self.recipe.freeze_encoder:
+            self.ids = ids_of_latents(tokenizer, self.latents)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [
@@ -162,7 +169,10 @@ class TokenizerTask(Task):
         null = (torch.rand(b, generator=generator) < r.null_share).to(device)
         prefix = (torch.rand(b, generator=generator) < r.prefix_share).long().to(device)
 
-        codes = self.fsq.quantize(self.encoder(clean))
+        if self.ids is None:
+            codes = self.fsq.quantize(self.encoder(clean))
+        else:
+            codes = self.fsq.codes(_swapped(self.ids[index], r.swap_share, generator)).to(device)
         registers = self.decoder.prepare(codes, keep, prefix, null)
         t = timestep[:, None, None, None, None]
         given = torch.arange(frames, device=device) < prefix[:, None]  # (B, t)
@@ -176,10 +186,13 @@ class TokenizerTask(Task):
         weight = (~given * (1 + r.object_weight * touched)).expand_as(error)
         each = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
         outline = align.outline_loss(hidden, index)
-        names = {} if r.freeze_encoder else align.label_losses(codes, keep, index)
-        loss = each.mean() + r.outline_weight * outline + r.label_weight * sum(names.values())
+        shown = align.shown_losses(hidden, index)
+        said = {} if r.freeze_encoder else align.said_losses(codes, keep, index)
+        loss = each.mean() + r.outline_weight * outline
+        loss = loss + r.shown_weight * sum(shown.values()) + r.said_weight * sum(said.values())
         out = {"loss": loss, "outline": outline.detach()}
-        out |= {name: value.detach() for name, value in names.items()}
+        out |= {f"shown {name}": value.detach() for name, value in shown.items()}
+        out |= {f"said {name}": value.detach() for name, value in said.items()}
         for k in (1, c.registers):
             chosen = (keep == k) & ~null
             if chosen.any():
@@ -203,6 +216,22 @@ class TokenizerTask(Task):
             videos.append(tokenizer.vae.decode(sampled))
         strip = [v.cpu() for clip in zip(*videos) for v in clip]
         save_strip(out / f"samples-{step:06d}.png", strip)
+
+
+@torch.no_grad()
+def ids_of_latents(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
+    """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` int64 on the CPU."""
+    parts = []
+    for part in tqdm(latents.split(64), desc="encoding ids", mininterval=1):
+        x = part.to(tokenizer.device, tokenizer.dtype)
+        parts.append(tokenizer.fsq.ids(tokenizer.encoder(x)).cpu())
+    return torch.cat(parts)
+
+
+def _swapped(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Ids `[B,t,K]`, in every second clip some of them, up to `share`, those of its neighbour."""
+    rate = share * (2 * torch.rand(len(ids), 1, 1, generator=generator) - 1)
+    return torch.where(torch.rand(ids.shape, generator=generator) < rate, ids.roll(1, 0), ids)
 
 
 def _budgets(registers: int, batch: int, generator: torch.Generator) -> Tensor:

@@ -1,0 +1,39 @@
+"""Training the prior: which registers a step reads, and what it makes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from train_tasks import prior_task
+
+from vft_lib.train.loop import step_generator
+
+
+def test_the_prior_reads_a_smaller_budget_as_it_reads_the_first_registers() -> None:
+    task = prior_task().eval()
+    index, classes = torch.arange(3), torch.tensor([0, 16, 3])
+    texts = ["a red ball", "", "a green star moves up"]
+    with torch.no_grad():
+        whole = task.bits(index, texts, classes)
+        short = task.bits(index, texts, classes, 2)
+    assert (whole.shape, short.shape) == ((3, 8, 5), (3, 2, 5))
+    assert torch.allclose(whole[:, :2], short, atol=1e-4)
+
+
+def test_half_of_the_prior_s_steps_read_the_first_registers_alone() -> None:
+    task, read = prior_task(), []
+    bits = task.bits
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        found = bits(*args, **kwargs)
+        read.append(found.shape[1])
+        return found
+
+    task.bits = counted  # type: ignore[method-assign]
+    for step in range(40):
+        losses = task(step=step, generator=step_generator(0, step))
+        assert ("k8" in losses) == (read[-1] == 8)
+    assert set(read) == {2, 4, 8}
+    assert 12 <= read.count(8) <= 28

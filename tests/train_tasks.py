@@ -1,0 +1,44 @@
+"""Small tasks that the tests of training share."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from conftest import TINY
+
+from vft_lib.tokenizer import Tokenizer
+from vft_lib.train.data import Window
+from vft_lib.train.loop import Schedule
+from vft_lib.train.presets import PRESETS
+from vft_lib.train.prior import PriorTask
+from vft_lib.train.tokenizer import TokenizerRecipe, TokenizerTask
+from vft_lib.train.vae import VAERecipe, VAETask
+
+CPU = torch.device("cpu")
+STEPS = 6
+SCHEDULE = Schedule(steps=STEPS, batch=2, lr=1e-3, matrix_lr=2e-3, warmup=2, ema=0.9)
+
+
+def vae_task(schedule: Schedule = SCHEDULE) -> VAETask:
+    torch.manual_seed(0)
+    recipe = VAERecipe(TINY.vae, 32, schedule, crop=16, crop_share=0.5, clip_lengths=(5, 9))
+    return VAETask(recipe, None)
+
+
+def tokenizer_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) -> TokenizerTask:
+    torch.manual_seed(0)
+    schedule = dataclasses.replace(schedule, batch=4)
+    recipe = TokenizerRecipe(TINY, schedule, freeze_encoder=freeze_encoder)
+    latents = torch.randn(16, *TINY.latent_shape, generator=torch.Generator().manual_seed(1))
+    real = Window("clip", tuple(range(17)), 0, 0, False, False)
+    sources: list[Window | int] = [*range(12), real, real, real, real]
+    return TokenizerTask(recipe, Tokenizer(TINY).vae, latents.half(), sources)
+
+
+def prior_task() -> PriorTask:
+    torch.manual_seed(0)
+    preset = PRESETS["tiny"]
+    tokenizer = Tokenizer(preset.tokenizer.config)
+    ids = torch.randint(64_000, (32, 5, 8), generator=torch.Generator().manual_seed(1))
+    return PriorTask(preset.prior, tokenizer, ids, list(range(32)))
