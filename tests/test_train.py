@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from safetensors import safe_open
 from torch import Tensor, nn
 from train_tasks import CPU, SCHEDULE, tokenizer_task, vae_task
 
 from vft_lib.errors import VftError
+from vft_lib.tokenizer import Tokenizer
 from vft_lib.train.loop import EMA, MatrixMuon, Schedule, Task, optimizers, step_generator, train
 from vft_lib.train.tokenizer import _budgets
 
@@ -132,7 +134,6 @@ def test_a_frozen_encoder_runs_once_over_all_clips() -> None:
     task.encoder.register_forward_pre_hook(lambda *_: runs.append(1))
     assert torch.isfinite(task(step=0, generator=step_generator(0, 0))["loss"])
     assert not runs
-
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
