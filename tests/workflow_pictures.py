@@ -1,11 +1,12 @@
-"""`python tests/workflow_pictures.py` draws the pictures of workflows 01, 02 and 05 anew, from what
-the default models make."""
+"""`python tests/workflow_pictures.py` draws the pictures of workflows 01 to 07 anew, from what the
+default models make. (08 and 09 run published models, which have to be downloaded.)"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -13,7 +14,8 @@ from vft_lib import load_prior, load_tokenizer, world
 from vft_lib.frames import to_frames, to_tensor
 from vft_lib.tokens import Tokens
 
-WORKFLOWS = Path(__file__).parents[1] / "workflows"
+ROOT = Path(__file__).parents[1]
+WORKFLOWS = ROOT / "workflows"
 SIZE, MARGIN, PAPER = (512, 288), 14, (26, 27, 31)
 
 
@@ -42,28 +44,48 @@ def picture(name: str, title: str, said: str, rows: list[tuple[str, Tensor]], si
     image.save(WORKFLOWS / f"{name}.jpg", quality=88)
 
 
+def clip(seed: int, frames: int) -> Tensor:
+    return to_tensor(list(world.make_clip(seed, frames=frames, size=64).video))
+
+
+def parts(video: Tensor, count: int) -> list[tuple[str, Tensor]]:
+    """One after the other, each a row without a line."""
+    return [("", part) for part in video.tensor_split(count, dim=1)]
+
+
 def main() -> None:
     tokenizer, prior = load_tokenizer("default"), load_prior("default")
 
-    def shown(tokens: Tokens) -> Tensor:
-        return tokenizer.decode(tokens)[0]
+    def shown(tokens: Tokens, first: Tensor | None = None) -> Tensor:
+        return tokenizer.decode(tokens, first_frame=first)[0]
 
-    video = to_tensor(list(world.make_clip(42, frames=33, size=64).video))
+    video = clip(42, 33)
     tokens = tokenizer.encode(video, fps=8.0)
-    first = tokens.truncate(8)
+    eight = tokens.truncate(8)
     picture(
         "01_reconstruct_at_any_budget", "One clip, any number of tokens",
         "64 px default tokenizer; 4 s at 8 frames per second",
         [("original", video),
-         (f"from 8 of 16 tokens per latent frame: {2 * first.ids.numel()} bytes", shown(first))],
+         (f"from 8 of 16 tokens per latent frame: {2 * eight.ids.numel()} bytes", shown(eight))],
         92,
     )  # fmt: skip
     caption = "a red ball bounces to the right"
-    written = shown(prior.generate(caption, budget=8, seed=0))
-    half = written.shape[1] // 2
     picture(
         "02_text_to_video", "From words to a clip", f"“{caption}”",
-        [("", written[:, :half]), ("", written[:, half:])], 108,
+        parts(shown(prior.generate(caption, budget=8, seed=0)), 2), 108,
+    )  # fmt: skip
+    long = tokenizer.encode(clip(122, 161), fps=8.0)
+    long = long.truncate(long.budget_within(id_bytes=700))
+    picture(
+        "03_long_clip_streaming", "Twenty seconds, chunk by chunk",
+        f"161 frames from {2 * long.ids.numel()} bytes of tokens, in bounded memory",
+        parts(shown(long), 3), 68,
+    )  # fmt: skip
+    budgets = (1, 2, 4, 8, 16)
+    picture(
+        "04_budget_sweep", "Every budget, one below the other",
+        f"the original, then {', '.join(map(str, budgets))} tokens per latent frame",
+        [("", video), *(("", shown(tokens.truncate(k))) for k in budgets)], 32,
     )  # fmt: skip
     few = tokenizer.encode(video[:, :17], fps=8.0).truncate(2)
     picture(
@@ -72,6 +94,21 @@ def main() -> None:
         [(f"2 tokens per latent frame: {2 * few.ids.numel()} bytes", shown(few)),
          ("the same 2, and 14 that the prior wrote", shown(prior.refine(few, 16, seed=0)))],
         92,
+    )  # fmt: skip
+    video = clip(7, 17)
+    edited = video[:, 0].clone()
+    edited[:, 9:39, 5:35] = torch.tensor([0x28, 0x50, 0xFF])[:, None, None] / 127.5 - 1
+    kept = tokenizer.encode(video, fps=8.0).truncate(4)
+    picture(
+        "06_first_frame_edit", "Edit one frame, keep the motion",
+        "a blue square is painted over the first frame",
+        [("as it was", shown(kept)), ("with the edit", shown(kept, edited[None]))], 92,
+    )  # fmt: skip
+    example = Tokens.load(ROOT / "weights/example.vft")
+    picture(
+        "07_share_tokens", "A clip as a file",
+        f"example.vft: {2 * example.ids.numel()} bytes of tokens, 4 s of video",
+        parts(shown(example), 2), 108,
     )  # fmt: skip
 
 
