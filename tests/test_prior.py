@@ -164,6 +164,20 @@ def test_states_of_one_clip_are_not_changed_by_longer_ones(text_prior: Prior) ->
         assert torch.equal(alone.ids[0], batch.ids[i])
 
 
+def test_temperature_is_the_prior_s_own_unless_told_otherwise(
+    prior: Prior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ids(temperature: float | None = None) -> torch.Tensor:
+        return prior.generate("a red ball", budget=4, seed=1, temperature=temperature).ids
+
+    warm = ids()
+    assert torch.equal(warm, ids(1.0))
+    monkeypatch.setattr(prior, "config", dataclasses.replace(prior.config, temperature=0.0))
+    assert torch.equal(ids(), ids(0.0))
+    assert torch.equal(warm, ids(1.0))
+    assert not torch.equal(warm, ids())
+
+
 def test_conditions_make_a_difference(prior: Prior) -> None:
     def ids(**words: Any) -> torch.Tensor:
         return prior.generate(**words, budget=2, temperature=0, guidance=1).ids

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
-from train_tasks import prior_task
+from train_tasks import CPU, SCHEDULE, prior_task
 
-from vft_lib.train.loop import step_generator
+from vft_lib.errors import CheckpointError
+from vft_lib.train.loop import step_generator, train
 
 
 def test_the_prior_reads_a_smaller_budget_as_it_reads_the_first_registers() -> None:
@@ -37,3 +41,21 @@ def test_half_of_the_prior_s_steps_read_the_first_registers_alone() -> None:
         assert ("k8" in losses) == (read[-1] == 8)
     assert set(read) == {2, 4, 8}
     assert 12 <= read.count(8) <= 28
+
+
+def test_a_run_goes_on_only_with_the_ids_that_it_was_begun_with(tmp_path: Path) -> None:
+    """A tokenizer that was trained anew writes other ids; another flow decoder does not."""
+    schedule = dataclasses.replace(SCHEDULE, steps=2)
+
+    def run(ids: Tensor | None = None) -> dict[str, Tensor]:
+        task = prior_task(ids)
+        task.samples = lambda out, step: None  # type: ignore[method-assign]
+        return train(task, schedule, tmp_path, device=CPU)
+
+    first, again = run(), run()
+    assert first.keys() == again.keys()
+    assert all(torch.equal(v, again[k]) for k, v in first.items())
+    ids = prior_task().ids.clone()
+    ids[0, 0, 0] += 1
+    with pytest.raises(CheckpointError, match="another recipe"):
+        run(ids)

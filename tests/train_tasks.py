@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 from conftest import TINY
+from torch import Tensor
 
 from vft_lib.tokenizer import Tokenizer
 from vft_lib.train.data import Window
@@ -36,9 +37,10 @@ def tokenizer_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) 
     return TokenizerTask(recipe, Tokenizer(TINY).vae, latents.half(), sources)
 
 
-def prior_task() -> PriorTask:
+def prior_task(ids: Tensor | None = None) -> PriorTask:
     torch.manual_seed(0)
     preset = PRESETS["tiny"]
     tokenizer = Tokenizer(preset.tokenizer.config)
-    ids = torch.randint(64_000, (32, 5, 8), generator=torch.Generator().manual_seed(1))
+    if ids is None:
+        ids = torch.randint(64_000, (32, 5, 8), generator=torch.Generator().manual_seed(1))
     return PriorTask(preset.prior, tokenizer, ids, list(range(32)))

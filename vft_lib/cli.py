@@ -306,6 +306,7 @@ def _model_facts(args: argparse.Namespace, name: str) -> dict[str, Any]:
             "tokenizer": f"{p.tokenizer} {p.tokenizer_fingerprint}".strip(), "takes": p.cond,
             "classes": len(p.classes), "registers": p.registers, "frames": p.frames,
             "depth": p.depth, "width": p.width, "guidance": dict(p.guidance),
+            "temperature": p.temperature,
         }  # fmt: skip
     else:
         model = tokenizer = load_tokenizer(name, device=device, dtype=dtype)

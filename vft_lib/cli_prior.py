@@ -52,9 +52,7 @@ def add_prior_commands(command: Callable[..., Any]) -> None:
         sub.add_argument("-k", "--budget", type=int, metavar="K", help="tokens per latent frame")
         sub.add_argument("--seed", type=seed_number, default=0, metavar="S")
         sub.add_argument("--guidance", type=number, metavar="G", help="of the prior; 1: none")
-        sub.add_argument(
-            "--temperature", type=number, default=1.0, metavar="T", help="0: likeliest"
-        )
+        sub.add_argument("--temperature", type=number, metavar="T", help="0: likeliest")
         sub.add_argument("--top-k", type=int, metavar="N", help="of the N likeliest ids only")
         sub.add_argument("--top-p", type=number, metavar="P", help="of the likeliest share P only")
     surprise = command("surprise", _surprise, "bits that each token of a clip carries")

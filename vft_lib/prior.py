@@ -74,7 +74,8 @@ class Prior(nn.Module):
         self, caption: str | Sequence[str] | None = None, *, budget: int | None = None,
         class_name: str | Sequence[str] | None = None, states: Tensor | None = None,
         mask: Tensor | None = None, frames: int | None = None, count: int | None = None,
-        seed: int | Sequence[int] = 0, guidance: float | None = None, temperature: float = 1.0,
+        seed: int | Sequence[int] = 0, guidance: float | None = None,
+        temperature: float | None = None,
         top_k: int | None = None, top_p: float | None = None,
         progress: Progress | None = None, partial: Callable[[Tokens], None] | None = None,
     ) -> Tokens:  # fmt: skip
@@ -83,7 +84,8 @@ class Prior(nn.Module):
 
         `states` `[B,S,ctx_dim]` and `mask` `[B,S]` are text states of an encoder of your own, in
         place of `caption`. `budget` defaults to the largest, `frames` to the longest clip,
-        `guidance` (1: none) to what suits the budget. `temperature` 0 takes the likeliest id.
+        `guidance` (1: none) to what suits the budget, `temperature` (0: the likeliest id) to what
+        suits the prior.
         Every clip draws from its own `seed`; one given seed serves clip i as seed + i. Its ids
         are the same alone and anywhere in a batch.
         `progress(done, total)` is called after every id, raise in it to cancel; `partial(tokens)`
@@ -95,7 +97,7 @@ class Prior(nn.Module):
         frames = self._check_frames(frames)
         captions, classes = _listed(caption), _listed(class_name)
         batch = self._batch(captions, classes, states, count)
-        sampler = _sampler(batch, seed, temperature, top_k, top_p)
+        sampler = self._sampler(batch, seed, temperature, top_k, top_p)
         return self._write(
             self._blank(batch, frames), budget, captions, classes, states, mask, guidance, sampler,
             progress, partial,
@@ -105,7 +107,8 @@ class Prior(nn.Module):
         self, tokens: Tokens, budget: int | None = None, *,
         caption: str | Sequence[str] | None = None, class_name: str | Sequence[str] | None = None,
         states: Tensor | None = None, mask: Tensor | None = None,
-        seed: int | Sequence[int] = 0, guidance: float | None = None, temperature: float = 1.0,
+        seed: int | Sequence[int] = 0, guidance: float | None = None,
+        temperature: float | None = None,
         top_k: int | None = None, top_p: float | None = None,
         progress: Progress | None = None, partial: Callable[[Tokens], None] | None = None,
     ) -> Tokens:  # fmt: skip
@@ -122,7 +125,7 @@ class Prior(nn.Module):
             )
         captions, classes = _listed(caption), _listed(class_name)
         self._batch(captions, classes, states, len(tokens))
-        sampler = _sampler(len(tokens), seed, temperature, top_k, top_p)
+        sampler = self._sampler(len(tokens), seed, temperature, top_k, top_p)
         windows = self._windows(tokens)
         rows: list[Tensor] = []
         for i, (start, known) in enumerate(windows):
@@ -401,6 +404,17 @@ class Prior(nn.Module):
             raise VftError(f"got {given} conditions for {count or max(given, default=1)} clips")
         return sizes.pop() if sizes else 1
 
+    def _sampler(
+        self, batch: int, seed: int | Sequence[int], temperature: float | None,
+        top_k: int | None, top_p: float | None,
+    ) -> Sampler:  # fmt: skip
+        """Every clip draws from its own seed; one given seed serves clip i as seed + i."""
+        seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != batch:
+            raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
+        t = self.config.temperature if temperature is None else temperature
+        return Sampler(seeds, temperature=t, top_k=top_k, top_p=top_p)
+
     def _blank(self, batch: int, frames: int) -> Tokens:
         """Tokens of budget 0, to be continued."""
         self._check_bound()
@@ -417,17 +431,6 @@ def bits_budget(bits: Tensor, share: float) -> int:
         raise VftError(f"the share of bits to keep is {share}; choose more than 0, at most 1")
     kept = bits.sum(0).cumsum(0)
     return int((kept < share * kept[-1] * (1 - 1e-6)).sum()) + 1
-
-
-def _sampler(
-    batch: int, seed: int | Sequence[int], temperature: float, top_k: int | None,
-    top_p: float | None,
-) -> Sampler:  # fmt: skip
-    """Every clip draws from its own seed; one given seed serves clip i as seed + i."""
-    seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != batch:
-        raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
-    return Sampler(seeds, temperature=temperature, top_k=top_k, top_p=top_p)
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str] | None:

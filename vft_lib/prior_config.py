@@ -45,7 +45,8 @@ class PriorConfig:
     `seq_len` the ids it may have in all, so that the largest budget is seq_len // t. `ctx_dim` is
     the width of the text states, `n_ctx_null` the rows of the learned null text. `embedding`:
     "table" has a vector for each id, "factorized" builds it from the id's FSQ digits.
-    `guidance`: pairs (k, scale), a budget uses the last pair that is not above it.
+    `guidance`: pairs (k, scale), a budget uses the last pair that is not above it; it and
+    `temperature` are what sampling takes unless told otherwise.
     """
 
     name: str
@@ -66,6 +67,7 @@ class PriorConfig:
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     text_encoder: TextEncoderConfig | None = None
     guidance: tuple[tuple[int, float], ...] = ((1, 1.0),)
+    temperature: float = 1.0
     tokenizer_fingerprint: str = ""
     size: int = 0
     fps: float = 8.0
@@ -106,6 +108,7 @@ class PriorConfig:
             )
         ks = [k for k, _ in self.guidance]
         need(bool(ks) and ks[0] == 1 and sorted(set(ks)) == ks, f"guidance budgets are {ks}")
+        need(0 <= self.temperature <= 100, f"temperature is {self.temperature}; expected 0 to 100")
         check_fps(self.fps)
         e = self.text_encoder
         if e is not None:

@@ -50,7 +50,10 @@ class Schedule:
 
 
 class Task(nn.Module):
-    """What is trained: `forward(step, generator)` returns the losses of one step, "loss" first."""
+    """What is trained: `forward(step, generator)` returns the losses of one step, "loss" first.
+    `data`: a mark of what it is trained on; a run goes on only with the same."""
+
+    data: str = ""
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The weights that Muon trains: matrices and kernels between hidden layers."""
@@ -142,7 +145,7 @@ def train(
     after that many steps of this call.
     """
     rank, world = join_group(device)
-    recipe = repr((getattr(task, "recipe", None), schedule))
+    recipe = repr((getattr(task, "recipe", None), schedule)) + task.data
     out.mkdir(parents=True, exist_ok=True)
     module = task.to(device).train()
     opts = optimizers(task, schedule)

@@ -43,7 +43,7 @@ def _prior(
         ctx_dim=text, n_ctx_null=4, max_text_len=48, head_bias=True, embedding="factorized",
         fsq_levels=tokenizer.fsq_levels, size=tokenizer.size, fps=tokenizer.fps,
         text_encoder=TextEncoderConfig(caption_words(), dim=text, head_dim=min(32, text)),
-        guidance=((1, 3.0),),
+        guidance=((1, 2.0),), temperature=0.8,
     )  # fmt: skip
     return PriorRecipe(config, schedule)
 

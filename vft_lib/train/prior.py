@@ -7,6 +7,7 @@ class; real clips have neither and teach the unconditional prior.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -94,6 +95,7 @@ class PriorTask(Task):
     ) -> None:  # fmt: skip
         super().__init__()
         self.recipe, self.ids = recipe, ids
+        self.data = f" of ids {hashlib.sha256(ids.int().numpy().tobytes()).hexdigest()[:16]}"
         self.frozen = (tokenizer.eval().requires_grad_(False),)  # in a tuple: not a submodule
         self.prior = Prior(recipe.config).bind(tokenizer)
         self.scenes = {

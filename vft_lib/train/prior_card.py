@@ -70,7 +70,7 @@ def write_prior_card(
         "sampling": {
             "steps": c.sampling.steps, "guidance": c.sampling.guidance, "autocast": args.dtype,
             "prior_guidance": {k: prior.config.guidance_for(k) for k in c.budgets},
-            "temperature": 1.0,
+            "temperature": prior.config.temperature,
         },
         "judge": judge.facts,
         "chance": _chance(),
@@ -223,7 +223,8 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
     scales = ", ".join(f"{scale:g} at k = {k}" for k, scale in guidance.items())
     yield (
         f"{_about(results['judge'])} Sampling: {results['sampling']['steps']} steps, guidance "
-        f"{results['sampling']['guidance']:g}; prior: temperature 1, guidance {scales}."
+        f"{results['sampling']['guidance']:g}; prior: temperature "
+        f"{results['sampling']['temperature']:g}, guidance {scales}."
     )
     yield "\nBits per id of the held-out clips, mean of the first k registers (16 as stored)\n"
     yield f"| the prior is given | {heads} |"
