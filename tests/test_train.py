@@ -118,7 +118,7 @@ def test_a_frozen_encoder_stays_as_it_is_while_the_decoder_learns(tmp_path: Path
     assert any(k.startswith("decoder.") for k in moved)
 
 
-def test_a_frozen_encoder_runs_once_over_all_clips() -> None:
+def test_a_frozen_encoder_runs_once_over_all_clips(tmp_path: Path) -> None:
     """A step trains on the ids that the given tokenizer writes, and needs no encoder."""
     task = tokenizer_task(freeze_encoder=True)
     tokenizer = Tokenizer(TINY)
@@ -126,7 +126,7 @@ def test_a_frozen_encoder_runs_once_over_all_clips() -> None:
         {k: v for k, v in task.state_dict().items() if not k.startswith("alignment.")}
         | {f"vae.{k}": v for k, v in task.frozen[0].state_dict().items()}
     )
-    task.start_from(tokenizer)
+    task.start_from(tokenizer, tmp_path / "ids.safetensors")
     assert task.ids is not None
     with torch.no_grad():
         assert torch.equal(task.ids, tokenizer.fsq.ids(tokenizer.encoder(task.latents.float())))

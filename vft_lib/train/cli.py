@@ -174,7 +174,8 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     torch.manual_seed(recipe.schedule.seed)
     task = TokenizerTask(recipe, vae, latents, dataset_sources(recipe, real, len(latents)))
     if args.init is not None:
-        task.start_from(load_tokenizer(args.init, device=device, dtype=torch.float32))
+        start = load_tokenizer(args.init, device=device, dtype=torch.float32)
+        task.start_from(start, args.out / "tokenizer" / "ids.safetensors")
     weights = train(
         task, recipe.schedule, args.out / "tokenizer", device=device,
         every=args.checkpoint_seconds, stop_after=args.stop_after,
@@ -196,8 +197,8 @@ def _train_prior(args: argparse.Namespace) -> int:
     from ..checkpoint import load_vae, save_prior
     from ..loading import load_prior, load_tokenizer
     from .loop import join_group, train
-    from .prior import PriorTask, encode_ids
-    from .tokenizer import dataset_sources, encode_dataset
+    from .prior import PriorTask
+    from .tokenizer import dataset_sources, encode_dataset, encode_ids
 
     preset, real = _setup(args)
     base, device = preset.tokenizer, _device(args)

@@ -17,12 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from .. import captions, world
-from ..atomic import write_bytes
 from ..errors import VftError
 from ..prior import Prior, time_first
 from ..prior_config import PriorConfig
@@ -31,7 +28,6 @@ from ..tokenizer import Tokenizer
 from .data import Window
 from .loop import Schedule, Task
 from .plots import save_strip
-from .tokenizer import ids_of_latents
 
 HELD_OUT = 32  # of so many clips, the last is kept for validation
 SHOWN = (
@@ -69,21 +65,6 @@ def caption_words() -> tuple[str, ...]:
         phrases += [phrase.format(a="", b="") for row in table.values() for phrase in row]
     phrases += [*world.COLORS, *world.BACKGROUND_COLORS, *world.TEXTURES, *captions.FRAME_WORDS]
     return tuple(sorted({word for phrase in phrases for word in split_words(phrase)}))
-
-
-def encode_ids(tokenizer: Tokenizer, latents: Tensor, cache: Path) -> Tensor:
-    """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` int32, kept in `cache` for this tokenizer."""
-    wanted = {"fingerprint": tokenizer.fingerprint, "clips": str(len(latents))}
-    try:
-        with safe_open(cache, "pt") as f:
-            if f.metadata() == wanted:
-                return f.get_tensor("ids")
-    except (OSError, SafetensorError):
-        pass
-    ids = ids_of_latents(tokenizer, latents).int()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(cache, save({"ids": ids}, wanted))
-    return ids
 
 
 class PriorTask(Task):

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -130,8 +132,9 @@ class TokenizerTask(Task):
         _initialize(self)
         self.encoder.requires_grad_(not recipe.freeze_encoder)
 
-    def start_from(self, tokenizer: Tokenizer) -> None:
-        """Take the weights of a trained tokenizer; the autoencoder must be the same one."""
+    def start_from(self, tokenizer: Tokenizer, cache: Path) -> None:
+        """Take the weights of a trained tokenizer; the autoencoder must be the same one. `cache`
+        keeps the ids of a frozen encoder."""
         mine, other = self.recipe.config, tokenizer.config
         frozen, given = self.frozen[0].state_dict(), tokenizer.vae.state_dict()
         if (mine.encoder, mine.decoder, mine.fsq_levels) != (
@@ -145,7 +148,7 @@ class TokenizerTask(Task):
         self.encoder.load_state_dict(tokenizer.encoder.state_dict())
         self.decoder.load_state_dict(tokenizer.decoder.state_dict())
         if self.recipe.freeze_encoder:
-            self.ids = ids_of_latents(tokenizer, self.latents)
+            self.ids = encode_ids(tokenizer, self.latents, cache).long()
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [
@@ -216,6 +219,21 @@ class TokenizerTask(Task):
             videos.append(tokenizer.vae.decode(sampled))
         strip = [v.cpu() for clip in zip(*videos) for v in clip]
         save_strip(out / f"samples-{step:06d}.png", strip)
+
+
+def encode_ids(tokenizer: Tokenizer, latents: Tensor, cache: Path) -> Tensor:
+    """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` int32, kept in `cache` for this tokenizer."""
+    wanted = {"fingerprint": tokenizer.fingerprint, "clips": str(len(latents))}
+    try:
+        with safe_open(cache, "pt") as f:
+            if f.metadata() == wanted:
+                return f.get_tensor("ids")
+    except (OSError, SafetensorError):
+        pass
+    ids = ids_of_latents(tokenizer, latents).int()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(cache, save({"ids": ids}, wanted))
+    return ids
 
 
 @torch.no_grad()
