@@ -17,7 +17,7 @@ test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"
 
 # The suite with loopback as its only network: nothing but a download may want another. Linux; a part
-# of it: make test-offline TESTS="tests/test_cli.py tests/test_hub.py"
+# of it: make test-offline TESTS="tests/cli tests/models"
 test-offline: $(STAMP)
 	VFT_MUST_BE_OFFLINE=1 sh tests/comfyui/offline.sh $(BIN)/python -m pytest $(TESTS)
 

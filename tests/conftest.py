@@ -15,8 +15,8 @@ import pytest
 import torch
 from offline import leaves_this_machine
 
-from vft_lib.checkpoint import save_tokenizer
-from vft_lib.config import (
+from vft_lib.checkpoints.checkpoint import save_tokenizer
+from vft_lib.config.tokenizer import (
     DecoderConfig,
     EncoderConfig,
     PosembConfig,
@@ -24,8 +24,8 @@ from vft_lib.config import (
     TransformerConfig,
     VAEConfig,
 )
-from vft_lib.loading import load_tokenizer
-from vft_lib.tokenizer import Tokenizer
+from vft_lib.models.loading import load_tokenizer
+from vft_lib.tokenizer.tokenizer import Tokenizer
 
 # Those need a ComfyUI: `make test-comfyui`.
 collect_ignore = [] if "COMFYUI" in os.environ else ["comfyui"]

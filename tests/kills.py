@@ -34,13 +34,13 @@ from published import config_of, tensors_of, write_folder
 from safetensors import safe_open
 
 from vft_lib import load_tokenizer
-from vft_lib.checkpoint import save_vae
-from vft_lib.stream import encode_file
+from vft_lib.autoencoder.vae import VideoAutoencoder
+from vft_lib.checkpoints.checkpoint import save_vae
+from vft_lib.clips.stream import encode_file
 from vft_lib.tokens import Tokens
 from vft_lib.train.presets import PRESETS
-from vft_lib.vae import VideoAutoencoder
-from vft_lib.video_in import read_frames
-from vft_lib.video_out import write_video
+from vft_lib.video.video_in import read_frames
+from vft_lib.video.video_out import write_video
 
 OLD = b"what was there before"
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp")
@@ -49,7 +49,10 @@ TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp")
 STARTER = """
 import json, os, sys
 import huggingface_hub, matplotlib, torch
-from vft_lib import checkpoint, cli, convert, hub, hub_files, loading, stream
+from vft_lib.checkpoints import checkpoint, convert
+from vft_lib.cli import vft as cli
+from vft_lib.models import hub, hub_files, loading
+from vft_lib.clips import stream
 from vft_lib.train import loop, presets, tokenizer, vae
 from published import SMALL_VAE, VAE_ID
 convert.VAES[VAE_ID] = SMALL_VAE

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vft_lib import convert
-from vft_lib.config import VAEConfig
-from vft_lib.parity import made_up
-from vft_lib.vae import VideoAutoencoder
+from vft_lib.autoencoder.vae import VideoAutoencoder
+from vft_lib.checkpoints import convert
+from vft_lib.checkpoints.parity import made_up
+from vft_lib.config.tokenizer import VAEConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 VAE_ID = "vidtok_kl_causal_488_16chn"

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from vft_lib.errors import VftError
-from vft_lib.video_in import probe, read_frames
-from vft_lib.video_out import write_video
+from vft_lib.video.video_in import probe, read_frames
+from vft_lib.video.video_out import write_video
 
 SOUNDS = (".mp4", ".mkv", ".ts")
 MOST = 400  # frames that are read; one damaged timestamp may hold a picture for ten minutes

@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
     import torch
 
-    from vft_lib.cli import main
+    from vft_lib.cli.vft import main
 
     torch.set_num_threads(1)
     for command in json.load(sys.stdin):

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vft_lib import load_prior, load_tokenizer, world
-from vft_lib.frames import to_tensor
-from vft_lib.stream import decode_file, encode_file
+from vft_lib import load_prior, load_tokenizer
+from vft_lib.clips.stream import decode_file, encode_file
 from vft_lib.tokens import Tokens
-from vft_lib.video_out import write_video
+from vft_lib.video.frames import to_tensor
+from vft_lib.video.video_out import write_video
+from vft_lib.world import world
 
 
 def resident() -> float:

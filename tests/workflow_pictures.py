@@ -10,9 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vft_lib import load_prior, load_tokenizer, world
-from vft_lib.frames import to_frames, to_tensor
+from vft_lib import load_prior, load_tokenizer
 from vft_lib.tokens import Tokens
+from vft_lib.video.frames import to_frames, to_tensor
+from vft_lib.world import world
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = ROOT / "workflows"

@@ -4,17 +4,17 @@
     tokens = tok.encode(vft_lib.read_video("clip.mp4", size=tok.config.size))
     video = tok.decode(tokens.truncate(8), seed=0)
 
-Read `tokenizer.py` first; ARCHITECTURE.md has one line per file.
+Read `tokenizer/tokenizer.py` first; ARCHITECTURE.md says which room holds what.
 """
 
-from .cutting import join_tokens, slice_tokens
+from .clips.cutting import join_tokens, slice_tokens
+from .clips.stream import decode_file, encode_file, read_video
 from .errors import CheckpointError, ConfigError, TokenFileError, VftError
-from .loading import load_prior, load_tokenizer
-from .prior import Prior
-from .stream import decode_file, encode_file, read_video
-from .tokenizer import Tokenizer
+from .models.loading import load_prior, load_tokenizer
+from .prior.prior import Prior
+from .tokenizer.tokenizer import Tokenizer
 from .tokens import Tokens
-from .video_out import write_video
+from .video.video_out import write_video
 
 __all__ = [
     "CheckpointError",

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 from torch import Tensor
 
-from .atomic import write_bytes
-from .config import MAX_FPS, MAX_TEXT, MIN_FPS
+from .config.tokenizer import MAX_FPS, MAX_TEXT, MIN_FPS
 from .errors import TokenFileError, VftError, printable
-from .untrusted import open_tensors, read_json
+from .files.atomic import write_bytes
+from .files.untrusted import open_tensors, read_json
 
 VERSION = 1
 MAX_FILE_BYTES = 1 << 28  # 256 MiB: two weeks of video at 32 ids per latent frame

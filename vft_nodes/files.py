@@ -10,9 +10,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vft_lib import Tokens, VftError
-from ..vft_lib.cutting import join_tokens, slice_tokens
+from ..vft_lib.clips.cutting import join_tokens, slice_tokens
 from ..vft_lib.errors import one_line
-from ..vft_lib.packaged import packaged
+from ..vft_lib.files.packaged import packaged
 from . import host
 from .loaders import LoadedTokenizer, stamp
 from .tokenizing import shown, summary

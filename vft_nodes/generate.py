@@ -8,8 +8,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
-from ..vft_lib.frames import to_frames
-from ..vft_lib.world import MOTIONS
+from ..vft_lib.video.frames import to_frames
+from ..vft_lib.world.world import MOTIONS
 from . import host
 from .loaders import LoadedPrior
 from .tokenizing import shown

@@ -12,9 +12,9 @@ import torch
 from comfy_api.latest import io
 
 from ..vft_lib import Prior, Tokenizer, VftError, load_prior, load_tokenizer
-from ..vft_lib.catalog import catalog
-from ..vft_lib.loading import is_prior_file, resolve
-from ..vft_lib.tensor_files import Source
+from ..vft_lib.files.tensor_files import Source
+from ..vft_lib.models.catalog import catalog
+from ..vft_lib.models.loading import is_prior_file, resolve
 from . import host
 from .types import WIRES, PriorType, TokenizerType, advanced, checked, schema
 
@@ -250,7 +250,7 @@ class DownloadModel(io.ComfyNode):
     @classmethod
     @checked
     def execute(cls, model: str, accept_licence: bool, dtype: str) -> io.NodeOutput:
-        from ..vft_lib.hub import download
+        from ..vft_lib.models.hub import download
 
         work, entry = host.Work(cls.hidden), catalog()[model]
         path = host.download_folder() / entry.file_name

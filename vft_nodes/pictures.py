@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..vft_lib import VftError
-from ..vft_lib.frames import Report
+from ..vft_lib.video.frames import Report
 from . import host
 
 SHORTEST = 1e-3  # seconds; a clip that is cut by less than that is whole

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
-from ..vft_lib.frames import fit_frame, to_tensor
-from ..vft_lib.metrics import Quality
-from ..vft_lib.sheets import Grid, draw_plot, in_bytes
-from ..vft_lib.world import make_clip
+from ..vft_lib.measure.metrics import Quality
+from ..vft_lib.measure.sheets import Grid, draw_plot, in_bytes
+from ..vft_lib.video.frames import fit_frame, to_tensor
+from ..vft_lib.world.world import make_clip
 from . import host
 from .files import node_facts
 from .loaders import LoadedTokenizer

@@ -10,10 +10,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
-from ..vft_lib.frames import FITS, to_frames
-from ..vft_lib.prior import bits_budget
-from ..vft_lib.stream import decode_frames, encode_file, encode_frames
-from ..vft_lib.tokenizer import part_of
+from ..vft_lib.clips.stream import decode_frames, encode_file, encode_frames
+from ..vft_lib.prior.prior import bits_budget
+from ..vft_lib.tokenizer.tokenizer import part_of
+from ..vft_lib.video.frames import FITS, to_frames
 from . import host
 from .loaders import LoadedPrior, LoadedTokenizer
 from .pictures import FrameStore, image_frames, make_video, resampled, video_file

@@ -17,7 +17,7 @@ from comfyui.prompts import (
 from comfyui.server import PACK_NAME, ComfyUI
 from PIL import Image
 
-from vft_lib.packaged import packaged
+from vft_lib.files.packaged import packaged
 
 ROOT = Path(__file__).parents[2]
 

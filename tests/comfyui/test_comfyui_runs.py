@@ -21,9 +21,9 @@ from comfyui.server import ComfyUI
 from conftest import add_sound
 from PIL import Image
 
-from vft_lib.packaged import packaged
-from vft_lib.video_out import write_video
-from vft_lib.world import make_clip
+from vft_lib.files.packaged import packaged
+from vft_lib.video.video_out import write_video
+from vft_lib.world.world import make_clip
 
 
 def test_clip_to_tokens_to_clip(comfy: ComfyUI) -> None:

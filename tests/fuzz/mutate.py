@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from vft_lib.untrusted import read_literal
+from vft_lib.files.untrusted import read_literal
 
 from .targets import SEPARATOR, Target, layout
 

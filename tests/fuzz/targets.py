@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vft_lib import convert, loading
-from vft_lib.catalog import Entry, read_catalog
-from vft_lib.checkpoint import read_prior, read_tokenizer, weight_shapes
-from vft_lib.config import (
+from vft_lib.checkpoints import convert
+from vft_lib.checkpoints.checkpoint import read_prior, read_tokenizer, weight_shapes
+from vft_lib.checkpoints.convert import read_published
+from vft_lib.checkpoints.convert_prior import _config, published_name, read_published_prior
+from vft_lib.config.prior import PriorConfig, TextEncoderConfig
+from vft_lib.config.tokenizer import (
     DecoderConfig,
     EncoderConfig,
     PosembConfig,
@@ -32,13 +34,12 @@ from vft_lib.config import (
     TransformerConfig,
     VAEConfig,
 )
-from vft_lib.convert import read_published
-from vft_lib.convert_prior import _config, published_name, read_published_prior
 from vft_lib.errors import VftError
-from vft_lib.loading import is_prior_file, load_prior, load_tokenizer
-from vft_lib.packaged import packaged
-from vft_lib.prior_config import PriorConfig, TextEncoderConfig
-from vft_lib.tensor_files import Source, digest
+from vft_lib.files.packaged import packaged
+from vft_lib.files.tensor_files import Source, digest
+from vft_lib.models import loading
+from vft_lib.models.catalog import Entry, read_catalog
+from vft_lib.models.loading import is_prior_file, load_prior, load_tokenizer
 from vft_lib.tokens import Tokens
 
 from .oracle import FOLDER, Finding, printable, same

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .. import world
-from ..config import TokenizerConfig
+from ..config.tokenizer import TokenizerConfig
+from ..evaluation.probe import LABELS, UNKNOWN, labels_of
+from ..world import world
 from .data import Window
-from .probe import LABELS, UNKNOWN, labels_of
 
 
 class Alignment(nn.Module):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import world
-from ..atomic import replacing
 from ..errors import VftError
-from ..video_in import read_frames
+from ..files.atomic import replacing
+from ..video.video_in import read_frames
+from ..world import world
 
 REAL_PACKAGE = "comfyui_workflow_templates_media_video"
 MARGIN = 1.25  # real frames are kept a little larger than the model's size, to crop from

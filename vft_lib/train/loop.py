@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ..atomic import check_place, replacing, write_bytes
 from ..errors import CheckpointError, VftError
-from ..tensor_files import Cast, write_safetensors
+from ..files.atomic import check_place, replacing, write_bytes
+from ..files.tensor_files import Cast, write_safetensors
 
 
 @dataclass(frozen=True)

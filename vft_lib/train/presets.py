@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import (
+from ..config.prior import PriorConfig, TextEncoderConfig
+from ..config.tokenizer import (
     DecoderConfig,
     EncoderConfig,
     MaskConfig,
@@ -16,8 +17,7 @@ from ..config import (
     TransformerConfig,
     VAEConfig,
 )
-from ..prior_config import PriorConfig, TextEncoderConfig
-from ..world import MOTIONS
+from ..world.world import MOTIONS
 from .loop import Schedule
 from .prior import PriorRecipe, caption_words
 from .tokenizer import TokenizerRecipe

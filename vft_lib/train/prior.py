@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import captions, world
+from ..config.prior import PriorConfig
 from ..errors import VftError
-from ..prior import Prior, time_first
-from ..prior_config import PriorConfig
-from ..text import split_words
-from ..tokenizer import Tokenizer
+from ..prior.prior import Prior, time_first
+from ..prior.text import split_words
+from ..tokenizer.tokenizer import Tokenizer
+from ..world import captions, world
 from .data import Window
 from .loop import Schedule, Task
 from .plots import save_strip

@@ -21,12 +21,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import flow
-from ..atomic import check_space, write_bytes
-from ..config import TokenizerConfig
+from ..autoencoder.vae import VideoAutoencoder
+from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
-from ..tokenizer import Tokenizer
-from ..vae import VideoAutoencoder
+from ..files.atomic import check_space, write_bytes
+from ..tokenizer import flow
+from ..tokenizer.tokenizer import Tokenizer
 from .alignment import Alignment
 from .data import RealClips, Window, draw_sources, training_clips
 from .loop import Schedule, Task, step_generator

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import VAEConfig
-from ..vae import VideoAutoencoder
+from ..autoencoder.vae import VideoAutoencoder
+from ..config.tokenizer import VAEConfig
 from .data import RealClips, training_clips
 from .loop import Schedule, Task
 from .plots import save_strip

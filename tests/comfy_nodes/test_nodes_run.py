@@ -1,0 +1,294 @@
+"""Every node, for real, on the tokenizer and prior that come with the pack."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from comfy_world import Made, VideoFromFile
+from conftest import add_sound, moving_picture
+
+from vft_lib.video.video_out import write_video
+
+
+def test_the_loaders_say_what_they_loaded(made: Made) -> None:
+    tokenizer, about = made.host.results("VFTLoadTokenizer")
+    assert tokenizer.model.config.name == "vft-nano"
+    for word in ("vft-nano", "64 px", "Apache-2.0", "cpu", "float32", "PyTorch SDPA"):
+        assert word in about
+    prior, about = made.host.results("VFTLoadPrior", tokenizer=tokenizer)
+    assert prior.model.config.tokenizer_fingerprint == tokenizer.model.fingerprint
+    for word in ("captions and classes", "for tokenizer vft-nano", "Apache-2.0", "cpu"):
+        assert word in about
+
+
+def test_dtype_and_device_are_obeyed(made: Made) -> None:
+    tokenizer, about = made.host.results("VFTLoadTokenizer", dtype="bfloat16", device="cpu")
+    assert {p.dtype for p in tokenizer.model.parameters()} == {torch.bfloat16}
+    assert "bfloat16" in about
+
+
+def test_encode_takes_images_and_video_alike(made: Made) -> None:
+    images, video, _ = made.clip
+    other = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=video)
+    assert torch.equal(other.ids, made.tokens.ids)
+    assert (made.tokens.frames, made.tokens.fps, made.tokens.budget) == (17, 8, 16)
+
+
+def test_encode_reads_a_file_at_the_rate_asked_for(made: Made, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", moving_picture(48, 64, 96), 24)
+    video = VideoFromFile(str(tmp_path / "a.mp4"))
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=video)
+    assert (tokens.frames, tokens.fps, tokens.source_size) == (16, 8, (64, 96))
+    assert tokens.source == "a.mp4"
+    images = video.get_components().images
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, images=images, fps=24.0)
+    assert (tokens.frames, tokens.fps) == (48, 24)
+
+
+def test_encode_takes_a_video_in_memory_and_a_trimmed_one(made: Made, tmp_path: Path) -> None:
+    import io
+
+    path = tmp_path / "a.mp4"
+    write_video(path, moving_picture(24, 64, 64), 8)
+    whole = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=VideoFromFile(str(path)))
+    memory = VideoFromFile(io.BytesIO(path.read_bytes()))
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=memory)
+    assert torch.equal(tokens.ids, whole.ids)
+
+    class Trimmed(VideoFromFile):
+        """The first second of its file."""
+
+        def get_duration(self) -> float:
+            return 1.0
+
+        def get_components(self) -> Any:
+            parts = super().get_components()
+            return dataclasses.replace(parts, images=parts.images[:8])
+
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=Trimmed(str(path)))
+    assert tokens.frames == 8
+
+
+def test_a_file_whose_sound_is_longer_is_still_read_a_few_frames_at_a_time(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for a trimmed clip, and read into memory as a whole."""
+    write_video(tmp_path / "mute.mp4", moving_picture(24, 64, 64), 8)
+    path = add_sound(tmp_path / "mute.mp4", tmp_path / "a.mp4", longer=0.4)
+    video = VideoFromFile(str(path))
+    assert video.get_duration() > 3.3
+    monkeypatch.setattr(video, "get_components", lambda: pytest.fail("read as a whole"))
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=video)
+    assert tokens.frames == 24
+
+
+def test_truncate_counts_in_four_ways(made: Made) -> None:
+    def kept(**words: Any) -> Any:
+        return made.host.results("VFTTruncate", tokens=made.tokens, **words)
+
+    tokens, budget = kept(by="tokens per frame", budget=3)
+    assert budget == 3
+    assert torch.equal(tokens.ids, made.tokens.ids[:, :, :3])
+    assert kept(by="tokens in all", budget=27)[0].count == 25  # 5 latent frames
+    assert kept(by="bytes", budget=27)[0].id_bytes == 20
+    budgets = [
+        kept(by="information", keep_bits=share, prior=made.prior)[1] for share in (0.1, 0.5, 1.0)
+    ]
+    assert budgets == sorted(budgets)
+    assert 1 <= budgets[0] < budgets[2] <= 16
+
+
+def test_decode_gives_images_and_a_video_of_them(made: Made) -> None:
+    audio = {"waveform": torch.zeros(1, 1, 8000), "sample_rate": 8000}
+    images, video = made.host.results(
+        "VFTDecode", tokenizer=made.tokenizer, tokens=made.tokens, steps=2, audio=audio
+    )
+    assert images.shape == (17, 64, 64, 3)
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() < images.max() <= 1
+    parts = video.get_components()
+    assert parts.images is images
+    assert parts.frame_rate == 8
+    assert parts.audio is audio
+
+
+def test_decode_is_the_same_for_the_same_seed_only(made: Made) -> None:
+    coarse = made.tokens.truncate(2)
+
+    def images(seed: int, preview: bool = True) -> Any:
+        return made.host.results(
+            "VFTDecode", tokenizer=made.tokenizer, tokens=coarse, steps=2, seed=seed,
+            preview=preview,
+        )[0]  # fmt: skip
+
+    assert torch.equal(images(1), images(1, preview=False))
+    assert not torch.equal(images(1), images(2))
+
+
+def test_decode_begins_with_the_first_frame_given(made: Made) -> None:
+    edited = made.clip[0][:1].flip(2)
+
+    def first(**words: Any) -> np.ndarray:
+        words |= {"tokenizer": made.tokenizer, "tokens": made.tokens.truncate(2), "steps": 2}
+        return made.host.results("VFTDecode", **words)[0][0].numpy()
+
+    small = edited[0, 2::4, 2::4].numpy()
+    assert np.abs(first(first_frame=edited) - small).mean() < 0.5 * np.abs(first() - small).mean()
+
+
+def test_a_padded_clip_comes_back_in_its_shape(made: Made) -> None:
+    images = torch.rand(5, 36, 64, 3)
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, images=images, fit="pad")
+    sizes = [
+        made.host.results(
+            "VFTDecode", tokenizer=made.tokenizer, tokens=tokens, steps=1, keep_bars=bars
+        )[0].shape[1:3]
+        for bars in (False, True)
+    ]  # fmt: skip
+    assert sizes == [(36, 64), (64, 64)]
+
+
+def test_words_and_classes_become_tokens(made: Made) -> None:
+    tokens = made.host.results("VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=2)
+    assert tokens.ids.shape == (1, 5, 2)
+    assert tokens.fingerprint == made.tokenizer.model.fingerprint
+    anything = made.host.results("VFTTextToTokens", prior=made.prior, prompt=" ", budget=1)
+    assert anything.ids.shape == (1, 5, 1)
+    run = {"prior": made.prior, "budget": 2, "class_name": "still"}
+    by_name = made.host.results("VFTClassToTokens", **run, other_class="spin")
+    number = made.prior.model.config.classes.index("spin")
+    by_number = made.host.results("VFTClassToTokens", **run, other_class=str(number))
+    assert torch.equal(by_name.ids, by_number.ids)
+
+
+def test_every_class_of_the_list_is_one_of_the_default_prior(made: Made) -> None:
+    schema = made.host.nodes["VFTClassToTokens"].GET_SCHEMA()
+    options = next(i.options for i in schema.inputs if i.id == "class_name")
+    assert set(options) == set(made.prior.model.config.classes)
+
+
+def test_refine_keeps_what_is_there(made: Made) -> None:
+    coarse = made.tokens.truncate(1)
+    tokens = made.host.results("VFTRefine", prior=made.prior, tokens=coarse, budget=3)
+    assert tokens.budget == 3
+    assert torch.equal(tokens.ids[:, :, :1], coarse.ids)
+
+
+def test_a_prior_shows_previews_when_it_has_a_tokenizer(made: Made) -> None:
+    with made.previews() as shown:
+        made.host.results("VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=2)
+    assert len(shown) == 2  # at one token and at two
+    assert all(max(picture.size) >= 256 for picture in shown)
+    alone = dataclasses.replace(made.prior, tokenizer=None)
+    with made.previews() as shown:
+        made.host.results("VFTTextToTokens", prior=alone, prompt="a red ball", budget=2)
+    assert not shown
+
+
+def test_decode_shows_where_it_is_heading(made: Made) -> None:
+    run = {"tokenizer": made.tokenizer, "tokens": made.tokens, "steps": 5}
+    with made.previews() as shown:
+        made.host.results("VFTDecode", **run)
+    assert len(shown) == 5
+    with made.previews() as shown:
+        made.host.results("VFTDecode", **run, preview=False)
+    assert not shown
+
+
+def test_tokens_are_saved_with_the_workflow_and_loaded(made: Made, monkeypatch: Any) -> None:
+    from comfy.cli_args import args
+    from comfy_api.latest import io
+    from safetensors import safe_open
+
+    hidden = {io.Hidden.prompt: {"1": {}}, io.Hidden.extra_pnginfo: {"workflow": {"nodes": [7]}}}
+
+    def saved() -> tuple[str, dict[str, str]]:
+        out = made.host.run(
+            "VFTSaveTokens", tokens=made.tokens, filename_prefix="a/b", hidden=hidden
+        )
+        assert out.result[0] is made.tokens
+        name = f"{out.ui['vft'][0]['subfolder']}/{out.ui['vft'][0]['filename']}"
+        with safe_open(made.host.base / "output" / name, "np") as f:
+            return name, f.metadata()
+
+    name, notes = saved()
+    assert json.loads(notes["workflow"]) == {"nodes": [7]}
+    assert json.loads(notes["prompt"]) == {"1": {}}
+    monkeypatch.setattr(args, "disable_metadata", True)
+    second, notes = saved()
+    assert second != name
+    assert notes.keys() == {"vft"}
+    loaded = made.host.results("VFTLoadTokens", file=f"{name} [output]")
+    assert torch.equal(loaded.ids, made.tokens.ids)
+    assert f"{name} [output]" in made.host.module("vft_nodes.files").file_names()
+
+
+def test_the_example_is_of_the_default_tokenizer(made: Made) -> None:
+    tokens = made.host.results("VFTLoadTokens", file="example.vft [pack]")
+    assert tokens.fingerprint == made.tokenizer.model.fingerprint
+    images, _ = made.host.results(
+        "VFTDecode", tokenizer=made.tokenizer, tokens=tokens, steps=1, preview=False
+    )
+    assert len(images) == tokens.frames == 33
+
+
+def test_join_and_slice(made: Made) -> None:
+    example = made.host.results("VFTLoadTokens", file="example.vft [pack]")
+    run: dict[str, Any] = {"tokenizer": made.tokenizer}
+    joined = made.host.results("VFTJoinTokens", **run, first=example, second=made.tokens)
+    assert joined.frames > example.frames
+    part = made.host.results("VFTSliceTokens", **run, tokens=joined, first_chunk=0, chunks=2)
+    assert part.frames == example.frames
+    assert torch.equal(part.ids, example.ids)
+    rest = made.host.results("VFTSliceTokens", **run, tokens=joined, first_chunk=2)
+    assert rest.frames == joined.frames - 32  # chunks share a frame
+
+
+def test_the_sweep_compares_budgets(made: Made) -> None:
+    grid, video, plot, table = made.host.results(
+        "VFTBudgetSweep", tokenizer=made.tokenizer, tokens=made.tokens, budgets="16, 1",
+        original=made.clip[0], steps=2,
+    )  # fmt: skip
+    rows = json.loads(table)["rows"]
+    assert [(r["budget"], r["bytes"]) for r in rows] == [(1, 10), (16, 160)]
+    assert rows[0]["psnr"] < rows[1]["psnr"]
+    assert len(grid) == 17
+    assert plot.ndim == 4
+    assert video.get_components().images is grid
+    table = made.host.results(
+        "VFTBudgetSweep", tokenizer=made.tokenizer, tokens=made.tokens, budgets="1 2", steps=1
+    )[3]
+    assert json.loads(table)["against"] == "k=2"
+
+
+def test_tokens_info_tells_numbers(made: Made) -> None:
+    text, *numbers = made.host.results("VFTTokensInfo", tokens=made.tokens)
+    assert numbers == [16, 80, 160, 17, 8]
+    assert "vft-nano" in text
+
+
+def test_the_example_clip_is_the_seeds(made: Made) -> None:
+    images, video, caption = made.host.results("VFTExampleClip", seed=5, frames=3, size=32)
+    assert images.shape == (3, 32, 32, 3)
+    assert video.get_components().frame_rate == 8
+    other, _, words = made.host.results("VFTExampleClip", seed=6, frames=3, size=32)
+    assert not torch.equal(images, other)
+    assert caption != words
+
+
+def test_download_only_tells_until_the_licence_is_accepted(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = made.host.module("vft_lib.models.hub")
+    monkeypatch.setattr(hub, "download", lambda *_, **__: pytest.fail("opened a connection"))
+    out = made.host.run("VFTDownloadModel", model="k600-semantok")
+    assert out.result == ("k600-semantok.safetensors",)
+    words = ("1.7 GB", "Stability AI Community License", "accept_licence", str(made.host.models))
+    for word in words:
+        assert word in out.ui["text"][0]

@@ -1,0 +1,93 @@
+"""What a step costs, in operations: a change that makes it dearer has to change these numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from vft_lib.cli.vft import main
+from vft_lib.config.tokenizer import TokenizerConfig
+from vft_lib.measure import bench
+from vft_lib.models.loading import load_tokenizer
+from vft_lib.tokenizer.tokenizer import Tokenizer
+from vft_lib.transformer.attention import Layout, attend
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tok() -> Tokenizer:
+    return load_tokenizer("default", device=CPU)
+
+
+def mega(tok: Tokenizer, k: int, guidance: float) -> float:
+    return bench.operations(lambda: bench.decoder_step(tok, k, guidance)) / 1e6
+
+
+def expected(c: TokenizerConfig, frames: int, passes: list[tuple[int, int]]) -> float:
+    """By hand: (clips, tokens a frame) of each pass through the trunk; mode "full"."""
+    trunk, patches = c.decoder.trunk, 16
+    d, total = trunk.dim, 0.0
+    for clips, each in passes:
+        n = frames * each
+        linear = 4 * d * d + 3 * d * trunk.hidden
+        total += trunk.depth * clips * (2 * n * linear + 4 * n * n * d)
+        total += clips * frames * patches * 2 * 2 * d * 32  # patches in and out
+    total += trunk.depth * 2 * d * 6 * d * trunk.modulation_kinds  # one timestep
+    total += 2 * 256 * d + 2 * d * d + 2 * d * 2 * d  # its embedding, the head's modulation
+    prepared = 2 if any(clips == 2 for clips, _ in passes) or len(passes) == 2 else 1
+    return (total + prepared * 2 * frames * c.registers * 6 * d) / 1e6
+
+
+@pytest.mark.parametrize("k", [1, 4, 8, 14])
+def test_a_step_costs_what_its_budget_takes(tok: Tokenizer, k: int) -> None:
+    each = 16 + k + 1
+    assert mega(tok, k, 1.0) == pytest.approx(expected(tok.config, 5, [(1, each)]), rel=1e-3)
+    guided = [(2, each)] if each <= 1.1 * 17 else [(1, each), (1, 17)]
+    assert mega(tok, k, 3.0) == pytest.approx(expected(tok.config, 5, guided), rel=1e-3)
+
+
+def test_all_registers_cost_no_weighted_one(tok: Tokenizer) -> None:
+    assert mega(tok, 16, 1.0) == pytest.approx(expected(tok.config, 5, [(1, 32)]), rel=1e-3)
+
+
+def test_time_blocks_leave_out_the_upper_triangle() -> None:
+    """Of the published decoder's attention, 15 of 25 frame pairs."""
+    with torch.device("meta"):
+        full = Tokenizer(bench.published("k600"), "made-up")
+    assert full.decoder.trunk.mask.mode == "time_block_causal"
+    q = torch.zeros(1, 18, 5 * 512, 64)
+    block = bench.operations(
+        lambda: attend(q, q, q, Layout(full.decoder.trunk.mask, 5, 256, 256), 0.125)
+    )
+    assert block == 18 * 4 * 64 * 512 * 512 * 15
+
+
+def test_the_published_sizes_are_those_of_the_spec() -> None:
+    counts = {}
+    for size in ("k600", "d28"):
+        with torch.device("meta"):
+            tok = Tokenizer(bench.published(size), "made-up")
+        counts[size] = [
+            round(sum(p.numel() for p in m.parameters()) / 1e6)
+            for m in (tok.encoder, tok.decoder, tok.vae)
+        ]
+    # The published encoder has registers for more frames than a chunk's five: 289.
+    assert counts == {"k600": [288, 579, 158], "d28": [288, 2170, 158]}
+
+
+def test_the_command_prints_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--repeat", "1", "--device", "cpu", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    rows = {r["stage"]: r for r in facts["rows"]}
+    assert len(rows) == 10
+    assert facts["matmul_gflops"] > 1
+    assert all(r["seconds"] > 0 and r["gflop"] > 0 and r["share"] > 0 for r in rows.values())
+    assert rows["decoder step, k = 1"]["gflop"] < rows["decoder step, k = 16"]["gflop"]
+
+
+def test_an_unknown_size_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "d99", "--device", "cpu"]) == 2
+    assert "no size 'd99'; choose among default, k600" in capsys.readouterr().err

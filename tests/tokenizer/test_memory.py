@@ -1,0 +1,131 @@
+"""Memory is bounded by the chunk, not by the clip: measured on whole processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+ENCODE = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from vft_lib.cli.vft import main
+code = main(["encode", sys.argv[1], "-o", sys.argv[2], "--tokenizer", sys.argv[3], "--fps", "30"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+sys.exit(code)
+"""
+
+
+def write_1080p(path: Path, frames: int) -> Path:
+    """A moving gradient; cheap to compress, 1920x1080 at 30 frames a second."""
+    ramp = np.linspace(0, 255, 1920, dtype=np.uint8)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+        for i in range(frames):
+            row = np.roll(ramp, 8 * i)
+            picture = np.broadcast_to(row[None, :, None], (1080, 1920, 3))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+def peak_megabytes(clip: Path, tokenizer: Path) -> int:
+    run = subprocess.run(
+        [sys.executable, "-c", ENCODE, str(clip), str(clip.with_suffix(".vft")), str(tokenizer)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return int(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+def test_memory_does_not_grow_with_the_clip(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    short, long = (write_1080p(tmp_path / f"{n}.mp4", n) for n in (17, 300))
+    a, b = peak_megabytes(short, tiny_checkpoint), peak_megabytes(long, tiny_checkpoint)
+    assert b - a < 300, f"17 frames: {a} MB, 300 frames: {b} MB"
+
+
+PARTS = """
+import logging, resource, sys, torch
+from vft_lib.tokenizer.memory import in_parts
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+def work(begin, end, tight):
+    held = torch.ones((end - begin, 25_000_000 if tight else int(sys.argv[2])))  # 4 bytes each
+    return held[:, 0] * torch.arange(begin, end)
+with open("/proc/self/statm") as f:
+    pages = int(f.read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + int(sys.argv[1]) * 10**6,) * 2)
+try:
+    print(in_parts(work, 5, 4).tolist())
+except RuntimeError as e:
+    print(type(e).__name__, "allocate memory" in str(e))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+@pytest.mark.parametrize(
+    ("megabytes", "numbers", "said"),
+    [
+        (2000, 50_000_000, []),
+        (700, 50_000_000, ["with 4 clips at once: trying again with 2"]),
+        (
+            300,
+            50_000_000,
+            ["4 clips at once: trying again with 2", "2 clips at once: trying again"],
+        ),
+        (150, 50_000_000, ["with 2", "with 1", "trying again with less at once"]),
+        (50, 50_000_000, None),
+    ],
+)
+def test_less_at_once_when_memory_runs_out(
+    megabytes: int, numbers: int, said: list[str] | None
+) -> None:
+    """200 MB a clip, 100 MB in the tight way, and a real limit. (Where a thread runs beside, glibc
+    takes 64 MB of addresses for another arena when memory runs out.)"""
+    run = subprocess.run(
+        [sys.executable, "-c", PARTS, str(megabytes), str(numbers)],
+        capture_output=True, text=True, check=True, env=os.environ | {"MALLOC_ARENA_MAX": "1"},
+    )  # fmt: skip
+    *log, last = run.stdout.splitlines()
+    if said is None:
+        assert last == "RuntimeError True", "what came is raised"
+        return
+    assert last == "[0.0, 1.0, 2.0, 3.0, 4.0]"
+    assert len(log) == len(said)
+    assert all(a in b for a, b in zip(said, log)), log
+
+
+LIMITED = """
+import resource, sys
+from vft_lib.cli import vft as cli
+from vft_lib.clips import stream
+real = stream.encode_file
+def encode_file(*args, **options):
+    with open("/proc/self/statm") as f:
+        pages = int(f.read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 20 * 10**6,) * 2)
+    return real(*args, **options)
+stream.encode_file = encode_file
+sys.exit(cli.main(["encode", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+def test_no_memory_is_one_line(tmp_path: Path) -> None:
+    """The default model in 20 MB."""
+    clip = write_1080p(tmp_path / "a.mp4", 17)
+    run = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(clip), "-o", str(tmp_path / "a.vft")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 2, run.stderr
+    assert run.stderr.splitlines()[-1].startswith("vft: error: "), run.stderr
+    assert "memory" in run.stderr.splitlines()[-1]
+    assert "Traceback" not in run.stderr
+    assert not (tmp_path / "a.vft").exists()

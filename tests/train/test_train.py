@@ -1,0 +1,255 @@
+"""The training loop: what it computes, and that a kill costs no more than the last steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors import safe_open
+from torch import Tensor, nn
+from train_tasks import CPU, SCHEDULE, tokenizer_task, vae_task
+
+from vft_lib.errors import VftError
+from vft_lib.tokenizer.tokenizer import Tokenizer
+from vft_lib.train.loop import EMA, MatrixMuon, Schedule, Task, optimizers, step_generator, train
+from vft_lib.train.tokenizer import _budgets
+
+# ---------------------------------------------------------------------- parts
+
+
+def test_schedule_warms_up_then_follows_a_cosine_to_one_percent() -> None:
+    s = Schedule(steps=100, batch=1, lr=1.0, warmup=10)
+    assert [s.scale(i) for i in range(10)] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert s.scale(10) == 1.0
+    assert s.scale(55) == pytest.approx(0.01 + 0.99 * 0.5)
+    assert s.scale(100) == s.scale(1000) == pytest.approx(0.01)
+    rates = [s.scale(i) for i in range(10, 101)]
+    assert rates == sorted(rates, reverse=True)
+    assert Schedule(steps=0, batch=1, lr=1.0, warmup=0).scale(0) == 1.0  # no division by zero
+
+
+def test_each_step_and_process_has_its_own_randomness() -> None:
+    def draw(*place: int) -> float:
+        return float(torch.rand((), generator=step_generator(*place), dtype=torch.float64))
+
+    places = [(seed, step, rank) for seed in range(3) for step in range(40) for rank in range(4)]
+    assert len({draw(*place) for place in places}) == len(places)
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+
+
+def test_ema_is_the_warmed_up_average() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(2, 2)
+    ema = EMA(module, 0.7)
+    expected = module.weight.detach().double().clone()
+    for step in range(12):
+        with torch.no_grad():
+            module.weight += torch.randn(2, 2)
+        ema.update(module, step)
+        d = min(0.7, (1 + step) / (10 + step))
+        expected = d * expected + (1 - d) * module.weight.detach().double()
+    assert torch.allclose(ema.weights["weight"].double(), expected, atol=1e-5)
+    assert not torch.equal(ema.weights["weight"], module.weight)
+
+
+def test_ema_is_kept_in_float32() -> None:
+    assert EMA(nn.Linear(2, 2).bfloat16(), 0.9).weights["weight"].dtype == torch.float32
+
+
+def test_matrix_muon_is_muon_on_the_flattened_kernel() -> None:
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(6, 4, 3, 3, 3))
+    matrix = nn.Parameter(kernel.detach().clone().flatten(1))
+    ours = MatrixMuon([kernel], lr=0.02, weight_decay=0.1)
+    theirs = torch.optim.Muon([matrix], lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    before = kernel.detach().clone()
+    for _ in range(3):
+        gradient = torch.randn(6, 4, 3, 3, 3)
+        kernel.grad, matrix.grad = gradient.clone(), gradient.flatten(1)
+        ours.step()
+        theirs.step()
+        ours.zero_grad()
+        assert kernel.grad is None
+        assert torch.equal(kernel.flatten(1), matrix)
+    assert not torch.equal(kernel, before)
+
+
+@pytest.mark.parametrize("make", [vae_task, tokenizer_task])
+def test_every_weight_is_trained_by_exactly_one_optimizer(make: Callable[[], Task]) -> None:
+    task = make()
+    opts = optimizers(task, SCHEDULE)
+    assert len(opts) == 2
+    hidden = {p.data_ptr() for p in task.hidden_matrices()}
+    taken = [p.data_ptr() for o in opts for g in o.param_groups for p in g["params"]]
+    assert len(taken) == len(set(taken))
+    assert set(taken) == {p.data_ptr() for p in task.parameters()}
+    assert hidden == {p.data_ptr() for g in opts[1].param_groups for p in g["params"]}
+    assert len(optimizers(task, dataclasses.replace(SCHEDULE, matrix_lr=0.0))) == 1
+
+
+def test_budgets_are_powers_of_two_up_to_all_registers() -> None:
+    drawn = _budgets(32, 6000, torch.Generator().manual_seed(0))
+    values, counts = drawn.unique(return_counts=True)
+    assert values.tolist() == [1, 2, 4, 8, 16, 32]
+    assert counts.min() > 200, "a budget that is hardly trained"
+    assert int(_budgets(24, 1000, torch.Generator().manual_seed(0)).max()) == 16
+
+
+# ---------------------------------------------------------------------- one run
+
+
+def test_a_frozen_encoder_stays_as_it_is_while_the_decoder_learns(tmp_path: Path) -> None:
+    task = tokenizer_task(freeze_encoder=True)
+    before = {k: v.clone() for k, v in task.state_dict().items()}
+    train(task, SCHEDULE, tmp_path, device=CPU, dtype=torch.float32)
+    moved = {k for k, v in task.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and not any(k.startswith(("encoder.", "alignment.said")) for k in moved)
+    assert any(k.startswith("decoder.") for k in moved)
+
+
+def test_a_frozen_encoder_runs_once_over_all_clips(tmp_path: Path) -> None:
+    """A step trains on the ids that the given tokenizer writes, and needs no encoder."""
+    task = tokenizer_task(freeze_encoder=True)
+    tokenizer = Tokenizer(TINY)
+    tokenizer.load_state_dict(
+        {k: v for k, v in task.state_dict().items() if not k.startswith("alignment.")}
+        | {f"vae.{k}": v for k, v in task.frozen[0].state_dict().items()}
+    )
+    task.start_from(tokenizer, tmp_path / "ids.safetensors")
+    assert task.ids is not None
+    with torch.no_grad():
+        assert torch.equal(task.ids, tokenizer.fsq.ids(tokenizer.encoder(task.latents.float())))
+    runs: list[int] = []
+    task.encoder.register_forward_pre_hook(lambda *_: runs.append(1))
+    assert torch.isfinite(task(step=0, generator=step_generator(0, 0))["loss"])
+    assert not runs
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    """A line through two points, trained by the loop itself."""
+
+    class Line(Task):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+            x = torch.rand(32, 1, generator=generator)
+            return {"loss": (self.layer(x).float() - 3 * x + 1).square().mean()}
+
+    schedule = Schedule(steps=150, batch=1, lr=0.1, warmup=5, weight_decay=0.0, ema=0.9)
+    torch.manual_seed(0)
+    average = train(Line(), schedule, tmp_path, device=CPU)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [*range(0, 150, 10), 149]
+    assert rows[-1]["loss"] < rows[0]["loss"] / 50
+    assert float(average["layer.weight"]) == pytest.approx(3, abs=0.3)
+    assert float(average["layer.bias"]) == pytest.approx(-1, abs=0.2)
+
+
+@pytest.mark.parametrize("make", [vae_task, tokenizer_task])
+def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, make: Callable[[], Task]) -> None:
+    whole = train(make(), SCHEDULE, tmp_path / "whole", device=CPU)
+    for more, done in ((2, 2), (3, 5)):  # stopped twice; each call begins as a new process would
+        parts = train(make(), SCHEDULE, tmp_path / "parts", device=CPU, stop_after=more)
+        with safe_open(tmp_path / "parts/checkpoint.safetensors", "pt") as f:
+            assert json.loads(f.metadata()["train"])["step"] == done
+    assert any(not torch.equal(parts[k], whole[k]) for k in whole), "nothing was left to do"
+    parts = train(make(), SCHEDULE, tmp_path / "parts", device=CPU)
+    for key, weight in whole.items():
+        assert torch.equal(parts[key], weight), key
+    with (
+        safe_open(tmp_path / "whole/checkpoint.safetensors", "pt") as a,
+        safe_open(tmp_path / "parts/checkpoint.safetensors", "pt") as b,
+    ):
+        assert set(a.keys()) == set(b.keys())
+        assert any(k.startswith("opt.1.") for k in a.keys())  # noqa: SIM118
+        for key in a.keys():  # noqa: SIM118
+            assert torch.equal(a.get_tensor(key), b.get_tensor(key)), key
+    assert len(list((tmp_path / "whole").glob("samples-*.png"))) == 1
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = train(vae_task(), SCHEDULE, tmp_path, device=CPU)
+    log = (tmp_path / "log.jsonl").read_text()
+    again = train(vae_task(), SCHEDULE, tmp_path, device=CPU)
+    assert all(torch.equal(again[k], first[k]) for k in first)
+    assert (tmp_path / "log.jsonl").read_text() == log
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    train(tokenizer_task(), SCHEDULE, tmp_path, device=CPU, stop_after=1)
+    other = dataclasses.replace(SCHEDULE, lr=2e-3)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(VftError, match="another recipe") as e:
+        train(tokenizer_task(other), other, tmp_path, device=CPU)
+    assert "\n" not in str(e.value)
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+# ---------------------------------------------------------------------- a real kill
+
+DRIVER = """
+import sys, torch
+from pathlib import Path
+sys.path[:0] = sys.argv[2:4]
+torch.set_num_threads(1)
+from train_tasks import SCHEDULE, vae_task
+from vft_lib.train.loop import train
+import dataclasses
+
+schedule = dataclasses.replace(SCHEDULE, steps=14)
+task = vae_task(schedule)
+forward = task.forward
+def spoken(step, generator):
+    print("step", step, flush=True)
+    return forward(step, generator)
+task.forward = spoken
+task.samples = lambda out, step: None
+train(task, schedule, Path(sys.argv[1]), device=torch.device("cpu"), every=0.0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    driver, out = tmp_path / "driver.py", tmp_path / "run"
+    driver.write_text(DRIVER)
+    here = Path(__file__).resolve().parents[1]
+    command = [sys.executable, str(driver), str(out), str(here), str(here.parent)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    checkpoint = out / "checkpoint.safetensors"
+
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as run:
+        deadline = time.monotonic() + 120
+        while not checkpoint.exists() and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        run.send_signal(signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    with safe_open(checkpoint, "pt") as f:
+        saved = json.loads(f.metadata()["train"])["step"]
+    assert 1 <= saved < 14
+
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr[-2000:]
+    steps = [int(line.split()[1]) for line in again.stdout.splitlines()]
+    assert steps == list(range(saved, 14))
+    logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert logged[0]["step"] == 0
+    assert [row["step"] for row in logged][-2:] == [10, 13]
+    assert all(math.isfinite(row["loss"]) for row in logged)
+    seconds = [row["seconds"] for row in logged]
+    assert seconds == sorted(seconds), "time spent before the kill counts"

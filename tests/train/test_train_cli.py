@@ -1,0 +1,124 @@
+"""`vft train` from nothing to a tokenizer that decodes, with the `tiny` preset; and torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vft_lib.autoencoder.vae import VideoAutoencoder
+from vft_lib.cli.vft import main
+from vft_lib.models.loading import load_prior, load_tokenizer
+from vft_lib.train.data import RealClips, to_video
+from vft_lib.train.presets import PRESETS
+from vft_lib.train.tokenizer import dataset_sources, encode_dataset
+from vft_lib.video.video_out import write_video
+from vft_lib.world.world import make_clip
+
+TINY = ["--preset", "tiny", "--device", "cpu"]
+
+
+@pytest.mark.slow
+def test_train_from_nothing_to_a_measured_tokenizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, clips = tmp_path / "run", tmp_path / "clips"
+    clips.mkdir()
+    for seed in range(12):
+        write_video(clips / f"clip{seed}-1.mp4", make_clip(seed, frames=20, size=48).video, 8)
+    run = ["--out", str(out), "--real", str(clips), *TINY]
+    assert main(["train", "vae", *run]) == 0
+    assert main(["train", "tokenizer", *run]) == 0
+    file = out / "tokenizer.safetensors"
+    tok = load_tokenizer(file, device="cpu")
+    video = tok.decode(tok.encode(torch.zeros(1, 3, 20, 32, 32)).truncate(2), steps=2)
+    assert video.shape == (1, 3, 20, 32, 32)
+    assert torch.isfinite(video).all()
+    capsys.readouterr()
+    args = ["--tokenizer", str(file), "--clips", "4", "--probe-clips", "32"]
+    assert main(["train", "card", *run, *args]) == 0
+    assert "held-out procedural clips" in capsys.readouterr().out
+    results = json.loads((out / "results.json").read_text())
+    assert [r["budget"] for r in results["real"]["rows"]] == [1, 2, 4, 8, None]
+    for name in ("quality", "probe", "loss", "strip-procedural", "strip-real"):
+        assert (out / f"{name}.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_train_a_prior_that_writes_for_its_tokenizer(tmp_path: Path) -> None:
+    run = ["--out", str(tmp_path), "--no-real", *TINY]
+    for step in ("vae", "tokenizer", "prior"):
+        assert main(["train", step, *run]) == 0
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.safetensors", device="cpu")
+    prior = load_prior(tmp_path / "prior.safetensors", device="cpu").bind(tokenizer)
+    tokens = prior.generate(["a red ball", "a green star spins"], budget=3)
+    assert tokenizer.decode(tokens, steps=1).shape == (2, 3, 17, 32, 32)
+    rows = [json.loads(r) for r in (tmp_path / "prior/log.jsonl").read_text().splitlines()]
+    assert rows[0]["k1"] == pytest.approx(16, abs=0.3), "begins as a uniform guess"
+    row = json.loads((tmp_path / "prior/validation.jsonl").read_text().splitlines()[-1])
+    assert {"caption", "class", "null"} <= row.keys()
+
+
+def test_more_clips_extend_what_is_there(tmp_path: Path) -> None:
+    """The first clips stay bit for bit what they were, and every clip's seed can be found again."""
+    preset = PRESETS["tiny"].tokenizer
+    vae = VideoAutoencoder(preset.config.vae).eval()
+    few = dataclasses.replace(preset, clips=64)
+    more = dataclasses.replace(preset, clips=128)
+    cpu = torch.device("cpu")
+    first = encode_dataset(few, vae, None, tmp_path / "a.f16", cpu).clone()
+    both = encode_dataset(more, vae, None, tmp_path / "a.f16", cpu)
+    assert both.shape[0] == 128
+    assert torch.equal(both[:64], first)
+    assert torch.equal(encode_dataset(more, vae, None, tmp_path / "b.f16", cpu), both)
+    seeds = dataset_sources(more, None, 128)
+    size = preset.config.size
+    clips = [make_clip(s, frames=17, size=size).video for s in seeds if isinstance(s, int)]
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        again = vae.encode(to_video(clips[64:80])).half()
+    # bfloat16 rounds a little differently from call to call: each is nearest to its own clip.
+    distances = torch.cdist(again.float().flatten(1), both[64:80].float().flatten(1))
+    assert torch.equal(distances.argmin(1), torch.arange(16))
+    assert float(distances.diagonal().max()) < 0.2 * float(distances.median())
+
+
+def test_tokenizer_before_vae_says_what_to_run_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "tokenizer", "--no-real", "--out", str(tmp_path), *TINY]) == 2
+    assert "vft train vae" in capsys.readouterr().err
+    assert main(["train", "vae", "--no-real", "--out", str(tmp_path), "--preset", "huge"]) == 2
+    assert "nano" in capsys.readouterr().err
+    assert main(["train", "tokenizer", "--out", str(tmp_path), "--freeze-encoder"]) == 2
+    assert "--init" in capsys.readouterr().err
+
+
+def test_held_out_clips_stay_held_out(tmp_path: Path) -> None:
+    for seed in range(24):
+        write_video(tmp_path / f"clip{seed}-1.mp4", make_clip(seed, frames=6, size=32).video, 8)
+        write_video(tmp_path / f"clip{seed}-2.mp4", make_clip(seed, frames=6, size=32).video, 8)
+    train, held = RealClips.load(tmp_path, 32, tmp_path / "cache.npz").split()
+    assert train.clips
+    assert held.clips
+    stems = [{name.rsplit("-", 1)[0] for name in side.clips} for side in (train, held)]
+    assert not stems[0] & stems[1], "an edited twin on the other side"
+    assert len(train.clips) + len(held.clips) == 48
+
+
+@pytest.mark.slow
+def test_torchrun_trains_on_two_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--master-port", "29517", "-m", "vft_lib", "train"]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    for step in ("vae", "tokenizer"):
+        args = [step, "--no-real", "--out", str(tmp_path), *TINY]
+        subprocess.run([*command, *args], check=True, env=env, capture_output=True, timeout=240)
+    steps = [json.loads(r)["step"] for r in (tmp_path / "vae/log.jsonl").read_text().splitlines()]
+    assert steps == [0, 10, 11], "one process writes the log"
+    load_tokenizer(tmp_path / "tokenizer.safetensors", device="cpu")

@@ -1,0 +1,157 @@
+"""Every attention backend against plain attention, on every mask; and which one "auto" takes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from transformer.test_attention import ALL_MODES, name, normal
+from vft_lib.config.tokenizer import MaskConfig
+from vft_lib.errors import VftError
+from vft_lib.models.loading import load_tokenizer
+from vft_lib.tokenizer import flow
+from vft_lib.transformer import attention
+from vft_lib.transformer.attention import BACKENDS, Layout, attend, merges_registers
+from vft_lib.transformer.backends import xformers_bias
+from vft_lib.transformer.layout import key_bias
+from vft_lib.transformer.masks import attention_mask, frame_mask
+
+CPU = torch.device("cpu")
+OFTEN = ("full", "time_block_causal")
+EVERY = [pytest.param(m, id=name(m)) for m in ALL_MODES]
+# Each kind is compiled, which takes seconds: always the published and the simplest, the others
+# with `-m full`.
+COMPILED = [
+    pytest.param(m, id=name(m), marks=[] if m.mode in OFTEN else [pytest.mark.full])
+    for m in ALL_MODES
+]
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+    """The formula, with the whole mask, in double precision."""
+    t = layout.frames * layout.each
+    seen = attention_mask(layout.mask, layout.frames, layout.patches, layout.registers, q.device)
+    seen = torch.ones(t, t, dtype=torch.bool, device=q.device) if seen is None else seen
+    scores = q.double() @ k.double().transpose(2, 3) * scale + key_bias(layout, q.device).double()
+    return scores.masked_fill(~seen, -math.inf).softmax(-1) @ v.double()
+
+
+def close(backend: str, mask: MaskConfig, device: torch.device, dtype: torch.dtype) -> None:
+    for frames, patches, registers in ((3, 4, 5), (5, 20, 9)):
+        for weight in (1, 248) if merges_registers(mask) else (1,):
+            layout = Layout(mask, frames, patches, registers, weight, backend)
+            shape = (2, 2, frames * layout.each, 64)
+            q, k, v = (normal(i, *shape).to(device, dtype) for i in range(3))
+            with torch.inference_mode():
+                error = (attend(q, k, v, layout, 0.125) - plain(q, k, v, layout, 0.125)).abs().max()
+            assert error < (1e-5 if dtype == torch.float32 else 0.03), (frames, weight)
+
+
+@pytest.mark.parametrize("mask", EVERY)
+def test_sdpa_gives_plain_attention(mask: MaskConfig) -> None:
+    close("sdpa", mask, CPU, torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+@pytest.mark.parametrize("mask", COMPILED)
+def test_flex_gives_plain_attention(mask: MaskConfig) -> None:
+    close("flex", mask, CPU, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_a_backend_gives_plain_attention_on_a_gpu(backend: str, dtype: torch.dtype) -> None:
+    device = torch.device("cuda")
+    refused = {name(m): attention.refusals(m, device)[backend] for m in ALL_MODES}
+    if all(refused.values()):
+        pytest.skip(f"{backend}: {refused['full']}")
+    for mask in ALL_MODES:
+        if not refused[name(mask)]:
+            close(backend, mask, device, dtype)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_what_xformers_is_told_is_the_mask(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels need a GPU, what its bias means can be read here."""
+    attn_bias = pytest.importorskip("xformers.ops.fmha.attn_bias", reason="xformers is missing")
+
+    def unpinned(rows: Any, dtype: torch.dtype, device: Any) -> Tensor:
+        return torch.tensor(rows, dtype=dtype)  # its own wants pinned memory, so a GPU
+
+    monkeypatch.setattr(attn_bias, "_to_device_tensor", unpinned)
+    mask, frames, each = MaskConfig("time_block_causal"), 3, 9
+    bias = xformers_bias(Layout(mask, frames, 4, 5), batch, CPU)
+    read = torch.zeros(batch * frames * each, batch * frames * each)
+    for (a, b), (c, d) in zip(bias.q_seqinfo.intervals(), bias.k_seqinfo.intervals()):
+        read[a:b, c:d] += 1
+    seen = attention_mask(mask, frames, 4, 5, CPU)
+    assert seen is not None
+    assert torch.equal(read, torch.block_diag(*[seen.float()] * batch))
+    assert xformers_bias(Layout(MaskConfig("full"), 3, 4, 5), batch, CPU) is None
+    causal = xformers_bias(Layout(MaskConfig("causal"), 3, 4, 5), batch, CPU)
+    assert (causal.materialize((27, 27)) == 0).equal(torch.ones(27, 27).tril().bool())
+
+
+@pytest.mark.parametrize("mask", EVERY)
+def test_the_rows_of_a_frame_are_those_of_the_whole_mask(mask: MaskConfig) -> None:
+    whole = attention_mask(mask, 3, 4, 5, CPU)
+    whole = torch.ones(27, 27, dtype=torch.bool) if whole is None else whole
+    for frame in range(3):
+        rows, end = frame_mask(mask, frame, 4, 5, CPU), 9 * (frame + 1)
+        rows = torch.ones(9, end, dtype=torch.bool) if rows is None else rows
+        if mask.mode != "full":
+            assert torch.equal(rows, whole[end - 9 : end, :end])
+            assert not whole[end - 9 : end, end:].any()  # nothing later is left out
+
+
+def test_auto_is_what_runs_here() -> None:
+    for mask in ALL_MODES:
+        assert attention.choose("auto", mask, CPU) == "sdpa"
+    found = attention.refusals(MaskConfig("full"), CPU)
+    assert found["sdpa"] == ""
+    assert set(found) == set(BACKENDS)
+    assert "CUDA" in found["xformers"]
+
+
+def test_a_backend_that_cannot_run_here_says_why() -> None:
+    with pytest.raises(VftError, match=r"'xformers' cannot run here: .*; choose auto or sdpa"):
+        attention.choose("xformers", MaskConfig("full"), CPU)
+    with pytest.raises(VftError, match="no attention backend 'triton'; choose auto, sdpa"):
+        attention.choose("triton", MaskConfig("full"), CPU)
+
+
+def test_a_backend_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "flex", lambda q, k, v, layout, scale: v)
+    attention.refusals.cache_clear()
+    try:
+        why = attention.refusals(MaskConfig("time_block_causal"), CPU)["flex"]
+        assert why.startswith("its result is off by")
+        monkeypatch.setitem(BACKENDS, "flex", lambda *a: 1 / 0)
+        attention.refusals.cache_clear()
+        assert "ZeroDivisionError" in attention.refusals(MaskConfig("causal"), CPU)["flex"]
+    finally:
+        attention.refusals.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_tokenizer_takes_a_backend(tiny_checkpoint: Path) -> None:
+    tok = load_tokenizer(tiny_checkpoint, device="cpu")
+    ids = torch.randint(64_000, (1, 5, 3), generator=torch.Generator().manual_seed(0))
+    noise = normal(3, 1, *tok.config.latent_shape)
+    out = []
+    for backend in ("auto", "flex"):
+        assert tok.use_attention(backend) == {"auto": "sdpa", "flex": "flex"}[backend]
+        with torch.inference_mode():
+            out.append(tok.sample_latents(ids, noise, flow.Schedule(2), flow.Guidance(2.0)))
+    assert torch.allclose(out[0], out[1], atol=1e-4)
+    assert tok.decoder.trunk.backend == tok.encoder.trunk.backend == "flex"
+    with pytest.raises(VftError, match="cannot run here"):
+        tok.use_attention("xformers")
+    assert tok.decoder.trunk.backend == "flex"

@@ -1,0 +1,1 @@
+"""The causal video autoencoder: pixels to latents and back."""

@@ -1,0 +1,1 @@
+"""Weight files: our own, and published ones converted and compared."""

@@ -1,0 +1,238 @@
+"""Parity cases: our code against recorded outputs of the published code, on made-up weights.
+
+A case is a folder: `config.json` in the published format, `state.json` with the shape, mean and
+standard deviation of every tensor, `io.safetensors` with inputs and expected outputs, `case.json`
+with the checks. Values of a tensor follow from its name alone (:func:`made_up`), so no weights are
+stored and every option can be covered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..config.prior import PriorConfig
+from ..config.tokenizer import TokenizerConfig
+from ..errors import CheckpointError, VftError
+from ..prior.network import Condition
+from ..prior.prior import Prior
+from ..tokenizer import flow
+from ..tokenizer.tokenizer import Tokenizer
+from ..tokens import Tokens
+from .checkpoint import weight_shapes
+from .convert import fit, plan
+from .convert_prior import is_prior, prior_plan
+from .published import parse_config
+
+MAX_ELEMENTS = 1 << 32
+
+
+@dataclass(frozen=True)
+class Result:
+    """One check: the relative error ‖got − expected‖ / ‖expected‖, or for ids the share that
+    differs."""
+
+    case: str
+    op: str
+    expect: str
+    error: float
+    tol: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tol  # not if it is nan
+
+
+def made_up(name: str, shape: list[int], std: float = 1.0) -> np.ndarray:
+    """float32 array that depends on `name` only: uniform, zero mean, standard deviation `std`.
+
+    The generator PCG64 is seeded with the first eight bytes (little-endian) of the name's SHA-256,
+    and the upper 53 bits of each of its raw 64-bit outputs make a number in [0, 1), in row-major
+    order: the same on every machine and NumPy version.
+    """
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    bits = np.random.PCG64(seed).random_raw(math.prod(shape))
+    unit = (bits >> np.uint64(11)) * 2.0**-53
+    return ((unit * 2 - 1) * math.sqrt(3) * std).astype(np.float32).reshape(shape)
+
+
+def run_case(folder: str | Path) -> Iterator[Result]:
+    """Run the checks of one case. Raises VftError for a folder that is no case."""
+    folder = Path(folder)
+    case, config, state = (
+        parse_config(_read(folder / name), str(folder / name))
+        for name in ("case.json", "config.json", "state.json")
+    )
+    try:
+        io = load_file(folder / "io.safetensors")
+    except (OSError, SafetensorError, ValueError) as e:
+        raise CheckpointError(f"{folder}/io.safetensors is not readable: {e}") from None
+    model = _model(folder, config, state, has_vae=bool(case.get("has_vae")))
+    run = _prior_ops(model) if isinstance(model, Prior) else _tokenizer_ops(model)
+    for check in case.get("checks", []):
+        try:
+            op, tol = check["op"], float(check["tol"])
+            if op not in run:
+                raise VftError(f"{folder}: unknown op {op!r}; known: {', '.join(run)}")
+            for name, got in run[op](check, io):
+                yield Result(folder.name, op, name, _error(got, io[name]), tol)
+        except (KeyError, TypeError) as e:
+            raise VftError(f"{folder}: a check lacks or mistypes {e}: {str(check)[:80]}") from None
+
+
+def _read(file: Path) -> bytes:
+    if not file.is_file():
+        raise VftError(f"{file} does not exist: {file.parent} is not a parity case")
+    return file.read_bytes()
+
+
+def _error(got: Tensor, expected: Tensor) -> float:
+    if got.shape != expected.shape:
+        return math.inf
+    if not expected.is_floating_point():
+        return (got.cpu() != expected).float().mean().item()
+    return ((got.float() - expected).norm() / expected.norm()).item()
+
+
+def make_weights(
+    state: Mapping[str, Mapping[str, Any]], key: str, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The tensor that `state.json` describes under `key`."""
+    entry = state[key]
+    return torch.from_numpy(
+        np.float32(entry["mean"]) + made_up(key, list(entry["shape"]), entry["std"])
+    ).to(dtype)
+
+
+def _model(
+    folder: Path, config: dict[str, Any], state: dict[str, Any], has_vae: bool
+) -> Tokenizer | Prior:
+    """The case's model on made-up weights; without those of an autoencoder unless it `has_vae`."""
+    shapes = _shapes(folder, state)
+    ours: TokenizerConfig | PriorConfig
+    if is_prior(config):
+        ours, table = prior_plan(config, shapes, folder.name)
+    else:
+        shapes, names = fit(shapes)
+        ours, table = plan(config, shapes, folder.name, str(folder), has_vae=has_vae)
+        table = {k: names[key] for k, key in table.items()}
+    wanted = weight_shapes(ours)
+    weights = {k: make_weights(state, key).reshape(wanted[k]) for k, key in table.items()}
+    with torch.device("meta"):
+        model = Tokenizer(ours, "parity") if isinstance(ours, TokenizerConfig) else Prior(ours)
+    model.load_state_dict(weights, strict=has_vae or isinstance(model, Prior), assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _shapes(folder: Path, state: dict[str, Any]) -> dict[str, list[int]]:
+    try:
+        shapes = {k: [int(n) for n in v["shape"]] for k, v in state.items()}
+        for entry in state.values():
+            float(entry["mean"]), float(entry["std"])
+    except (KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{folder}/state.json: an entry lacks or mistypes {e}") from None
+    if sum(map(math.prod, shapes.values())) > MAX_ELEMENTS:
+        raise CheckpointError(f"{folder}/state.json describes more than {MAX_ELEMENTS} numbers")
+    return shapes
+
+
+Op = Callable[[dict[str, Any], dict[str, Tensor]], Iterator[tuple[str, Tensor]]]
+
+
+def single(compute: Callable[[dict[str, Any], dict[str, Tensor]], Tensor]) -> Op:
+    """An op that computes one expected tensor."""
+
+    @torch.inference_mode()
+    def op(check: dict[str, Any], io: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        yield check["expect"], compute(check, io)
+
+    return op
+
+
+def _prior_ops(prior: Prior) -> dict[str, Op]:
+    def condition(c: dict[str, Any], io: dict[str, Tensor], batch: int, guided: bool) -> Condition:
+        classes = torch.tensor(c["class_ids"]) if c.get("class_ids") else None
+        states = io[c["text"]] if c.get("text") else None
+        mask = io[c["text_mask"]] if c.get("text_mask") else None
+        return prior.network.condition(batch, classes, states, mask, guided=guided)
+
+    def logits(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
+        ids = io[c["ids"]].long()
+        return prior.network(ids, condition(c, io, len(ids), guided=False))
+
+    def greedy(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
+        guidance, batch = float(c["guidance"]), len(io[c["expect"]])
+        given = condition(c, io, batch, guided=guidance != 1)
+        return prior.sample(given, c["length"], guidance=guidance)
+
+    return {"prior_logits": single(logits), "prior_greedy": single(greedy)}
+
+
+def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
+    """Each op: (check, tensors of the case) -> names of expected tensors and what we compute."""
+
+    def velocity(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
+        codes = tok.fsq.codes(io[c["ids"]].long())
+        each = torch.ones(len(codes), dtype=torch.long)
+        registers = tok.decoder.prepare(
+            codes, torch.tensor(c["keep"]), each * c["prefix_frames"],
+            torch.full((len(codes),), bool(c["drop_condition"])),
+        )  # fmt: skip
+        merged, weight = tok.decoder.merge(registers, 0 if c["drop_condition"] else max(c["keep"]))
+        modulation = tok.decoder.modulate(each[:1] * float(c["timestep"]), merged.dtype)
+        return tok.decoder(io[c["noisy"]], modulation, merged, weight)
+
+    def sample(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
+        ids = io[c["ids"]].long()
+        channels, _, h, w = tok.config.latent_shape
+        frames = ids.shape[1] * tok.config.encoder.patch_size[0]
+        draw = tok.noise_source(len(ids), 0, torch.Generator().manual_seed(c["seed"]))
+        noise = draw((channels, frames, h, w))
+        pinned = io[c["cond_latents"]] if c.get("cond_latents") else None
+        guidance = flow.Guidance(c["guidance"], bool(c["apg"]))
+        return tok.sample_latents(
+            ids, noise, flow.Schedule(c["steps"]), guidance, pinned, torch.tensor(c["keep"])
+        )  # fmt: skip
+
+    def detokenize(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
+        ids = io[c["ids"]].long()
+        config, chunks = tok.config, ids.shape[1]
+        count = -(-(chunks - config.token_frames) // (config.token_frames - config.overlap))
+        tokens = Tokens(
+            ids=ids, tokenizer=config.name, fingerprint=tok.fingerprint, fps=config.fps,
+            frames=config.chunk_frames + count * config.stride,
+            size=(config.size, config.size), source_size=(config.size, config.size),
+        )  # fmt: skip
+        return tok.decode(
+            tokens, steps=c["steps"], guidance=c["guidance"], apg=bool(c["apg"]),
+            budgets=c["keep"], generator=torch.Generator().manual_seed(c["seed"]), clamp=False,
+            first_frame=io[c["first_frames"]] if c.get("first_frames") else None,
+        )  # fmt: skip
+
+    def sequence(c: dict[str, Any], io: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        guide = flow.Guidance(c["scale"], True, c["eta"], c["momentum"], c["norm_threshold"])
+        for i in range(c["n"]):
+            cond, uncond = io[f"{c['cond']}{i}"], io[f"{c['uncond']}{i}"]
+            yield f"{c['expect']}{i}", guide(cond, uncond)
+
+    return {
+        "vae_encode": single(lambda c, io: tok.vae.encode(io[c["video"]])),
+        "vae_decode": single(lambda c, io: tok.vae.decode(io[c["latents"]])),
+        "encode_latents": single(lambda c, io: tok.encoder(io[c["latents"]])),
+        "quantize": single(lambda c, io: tok.fsq.ids(io[c["pre"]])),
+        "velocity": single(velocity),
+        "sample_latents": single(sample),
+        "guidance_sequence": sequence,
+        "tokenize": single(lambda c, io: tok.encode(io[c["video"]]).ids),
+        "detokenize": single(detokenize),
+    }

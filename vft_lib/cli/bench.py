@@ -1,0 +1,50 @@
+"""The command `vft bench`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from .common import answer, device_of
+
+
+def add_bench_parser(commands: Any) -> None:
+    """Adds `bench` to the subparsers `commands`."""
+    bench = commands.add_parser("bench", help="what each stage costs on this machine")
+    bench.set_defaults(func=_bench)
+    bench.add_argument(
+        "sizes", nargs="*", metavar="SIZE",
+        help="default, k600, d28, prior-d16 (the last three on made-up weights)",
+    )  # fmt: skip
+    bench.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    bench.add_argument(
+        "--dtype", default="auto", choices=("float32", "bfloat16", "float16", "auto"),
+        help="auto: bfloat16 on CUDA, else float32",
+    )  # fmt: skip
+    bench.add_argument("--attention", default="auto", help="auto (default), sdpa, xformers or flex")
+    bench.add_argument("--repeat", type=int, default=3, metavar="N", help="the best of N runs")
+    bench.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    import torch
+
+    from ..measure.bench import run_bench
+
+    device = device_of(args) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    usual = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = usual if args.dtype == "auto" else getattr(torch, args.dtype)
+    rows, facts = run_bench(
+        args.sizes or ["default"], device, dtype, repeat=max(1, args.repeat),
+        attention=args.attention, progress=args.bars("bench"),
+    )  # fmt: skip
+    lines = [
+        f"{facts['device']}, {facts['threads']} threads, {facts['dtype']}: matrix products reach "
+        f"{facts['matmul_gflops']:,} GFLOP/s; peak memory {facts['peak_memory_gb']} GB",
+        f"{'size':10}{'stage':46}{'seconds':>10}{'GFLOP':>11}{'of matmul rate':>16}",
+    ]
+    lines += [
+        f"{r.size:10}{r.stage:46}{r.seconds:10.4f}{r.gflop:11.1f}{r.share:16.0%}" for r in rows
+    ]
+    answer(args, "\n".join(lines), facts | {"rows": [dataclasses.asdict(r) for r in rows]})

@@ -1,0 +1,165 @@
+"""What the commands share: options, loading what they name, progress, and their answers."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from ..errors import VftError, one_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..tokenizer.tokenizer import Tokenizer
+    from ..tokens import Tokens
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}  # that files are written in
+MAX_LINE = 100_000  # characters of an answer
+
+# torch is imported by the functions, not here: `vft --help` and a typing error answer at once.
+
+
+def device_of(args: argparse.Namespace) -> torch.device | None:
+    """What --device asks for; None: automatic."""
+    import torch
+
+    try:
+        device = None if args.device == "auto" else torch.device(args.device)
+    except RuntimeError:
+        raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
+    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
+        raise VftError("this machine has no CUDA device that torch can use; give --device cpu")
+    return device
+
+
+def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device | None, torch.dtype | None]:
+    """What --device and --dtype ask for; None: automatic."""
+    import torch
+
+    return device_of(args), None if args.dtype == "auto" else getattr(torch, args.dtype)
+
+
+def stored_dtype(args: argparse.Namespace) -> torch.dtype | None:
+    """The storage dtype that --dtype, one of DTYPES, asks for; None: as it is."""
+    import torch
+
+    return getattr(torch, DTYPES[args.dtype]) if args.dtype else None
+
+
+def add_resource_options(parser: argparse.ArgumentParser, decoding: bool = True) -> None:
+    """What a tokenizer may take: see :func:`load_tokenizer_for`."""
+    group = parser.add_argument_group("speed and memory")
+    group.add_argument("--attention", default="auto", help="auto (default), sdpa, xformers or flex")
+    group.add_argument(
+        "--memory", type=number, metavar="GB", default=0.5,
+        help="about what the autoencoder may take beside its weights (0.5); the same result",
+    )  # fmt: skip
+    if not decoding:
+        return
+    group.add_argument(
+        "--weights", metavar="int8|fp8",
+        help="the flow decoder's in eight bits: less memory, not quite the same pictures",
+    )  # fmt: skip
+    group.add_argument("--compile", action="store_true", help="pays for many chunks or clips")
+
+
+def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
+    """The tokenizer of --tokenizer, where --device and --dtype say, with the options of
+    :func:`add_resource_options`."""
+    from ..models.loading import load_tokenizer
+    from ..tokenizer.eight_bit import store_in_eight_bits
+
+    if args.memory <= 0:
+        raise VftError(f"--memory {args.memory:g}: give gigabytes, more than 0")
+    device, dtype = device_and_dtype(args)
+    tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=dtype)
+    tokenizer.use_attention(args.attention)
+    tokenizer.limit_memory(int(args.memory * 1e9))
+    if getattr(args, "weights", None) is not None:
+        store_in_eight_bits(tokenizer, args.weights)
+    if getattr(args, "compile", False):
+        tokenizer.compile_decoder()
+    return tokenizer
+
+
+def save_tokens(args: argparse.Namespace, tokens: Tokens, out: Path) -> None:
+    """Write a token file and say what is in it."""
+    tokens.save(out)
+    facts = token_facts(out, tokens)
+    t, k = facts["grid"]
+    text = (
+        f"{out}: {t} x {k} = {tokens.count} tokens, {tokens.id_bytes} bytes "
+        f"({facts['file_bytes']} with header), {tokens.frames} frames at {tokens.fps:g} fps, "
+        f"{facts['bits_per_second']:.0f} bit/s"
+    )
+    answer(args, text, facts)
+
+
+def token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
+    """What there is to say of a token file."""
+    t, k = tokens.ids.shape[1:]
+    facts = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
+    del facts["ids"]
+    return {"file": file, "kind": "tokens"} | facts | {
+        "grid": [t, k], "budget": k, "ids": tokens.count, "id_bytes": tokens.id_bytes,
+        "file_bytes": file.stat().st_size, "seconds": round(tokens.seconds, 3),
+        "bits_per_second": round(8 * tokens.id_bytes / tokens.seconds, 1),
+    }  # fmt: skip
+
+
+def answer(args: argparse.Namespace, text: str, facts: dict[str, Any]) -> None:
+    """A command's result: a text, or under --json one object. Its lines may hold names from files
+    of strangers."""
+    args.bars.close()
+    lines = (one_line(line, MAX_LINE) for line in text.split("\n"))
+    print(json.dumps(facts, default=str) if args.json else "\n".join(lines))
+
+
+def note(message: str) -> None:
+    """A remark on stderr, beside a progress bar."""
+    tqdm.write(f"vft: note: {one_line(message)}", file=sys.stderr)
+
+
+def number(text: str) -> float:
+    """A finite number."""
+    if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
+def seed_number(text: str) -> int:
+    """A seed that torch's generators take."""
+    if not 0 <= int(text) < 1 << 63:
+        raise ValueError
+    return int(text)
+
+
+class Bars:
+    """Makes a progress callback for each long step; one bar on stderr at a time."""
+
+    def __init__(self) -> None:
+        self._label, self._bar = "", tqdm(disable=True)
+
+    def __call__(self, label: str, unit: str = "it") -> Callable[[int, int | None], None]:
+        def update(done: int, total: int | None) -> None:
+            if label != self._label:
+                self.close()
+                self._label = label
+                self._bar = tqdm(
+                    desc=label, total=total, file=sys.stderr, unit=unit, unit_scale=unit == "B"
+                )
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+        return update
+
+    def close(self) -> None:
+        self._bar.close()

@@ -1,0 +1,332 @@
+"""The command line: `vft demo | encode | truncate | decode | info | generate | refine | surprise |
+convert | parity | bench | download | train`.
+
+Results go to stdout (one JSON object under `--json`), progress and notes to stderr. A problem the
+user can fix is one line on stderr and exit code 2; Ctrl-C is 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import VftError, one_line
+from ..files.atomic import alone, check_place
+from ..tokenizer.memory import out_of_memory
+from .common import (
+    DTYPES,
+    MAX_LINE,
+    Bars,
+    add_resource_options,
+    answer,
+    device_and_dtype,
+    load_tokenizer_for,
+    note,
+    number,
+    save_tokens,
+    seed_number,
+    stored_dtype,
+    token_facts,
+)
+
+if TYPE_CHECKING:
+    from ..prior.prior import Prior
+    from ..tokenizer.tokenizer import Tokenizer
+    from ..tokens import Tokens
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. argparse itself exits with 2 for bad usage."""
+    bars = Bars()
+    try:
+        args = build_parser().parse_args(argv)
+        args.bars = bars
+        return args.func(args) or 0
+    except KeyboardInterrupt:
+        code, line = 130, "interrupted"
+    except VftError as e:
+        code, line = 2, f"error: {e}"
+    except (MemoryError, RuntimeError) as e:
+        if not out_of_memory(e):
+            raise
+        code = 2
+        line = "error: out of memory: close other programs, or choose a smaller model or --dtype"
+    except OSError as e:
+        what = f"{e.filename}: {e.strerror}" if e.filename else str(e)
+        code, line = 2, f"error: {what}; check the path, its permissions and the free space"
+    finally:
+        bars.close()
+    print("vft:", " ".join(line.split()), file=sys.stderr)
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `func`."""
+    from .bench import add_bench_parser
+    from .download import add_download_parser
+    from .prior import add_prior_commands
+    from .train import add_train_parser
+
+    parser = argparse.ArgumentParser(
+        "vft", description="Video as coarse-to-fine tokens: fewer tokens, a coarser clip."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    model = argparse.ArgumentParser(add_help=False)
+    group = model.add_argument_group("tokenizer")
+    group.add_argument("--tokenizer", default="default", metavar="NAME|PATH")
+    group.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    group.add_argument(
+        "--dtype", default="auto", choices=("float32", "bfloat16", "float16", "auto"),
+        help="auto: bfloat16 on CUDA, else float32",
+    )  # fmt: skip
+    model.add_argument("--json", action="store_true", help="print one JSON object")
+
+    def command(name: str, func: Callable[[argparse.Namespace], int | None], about: str) -> Any:
+        sub = commands.add_parser(name, help=about, description=about, parents=[model])
+        sub.set_defaults(func=func)
+        return sub
+
+    demo = command("demo", _demo, "a clip (or a drawn one) at several budgets, side by side")
+    demo.add_argument("clip", nargs="?", type=Path, metavar="CLIP")
+    demo.add_argument("--budgets", nargs="+", metavar="K", help="default: powers of two")
+    demo.add_argument("--out", type=Path, default=Path("vft-demo"), metavar="DIR")
+    encode = command("encode", _encode, "clip -> token file")
+    encode.add_argument("clip", type=Path, metavar="CLIP")
+    encode.add_argument("-o", "--out", type=Path, required=True, metavar="T.vft")
+    encode.add_argument("--budget", type=int, metavar="K", help="tokens per latent frame")
+    truncate = command("truncate", _truncate, "token file -> the same clip with fewer tokens")
+    truncate.add_argument("tokens", type=Path, metavar="T.vft")
+    truncate.add_argument("-k", "--budget", type=int, metavar="K")
+    truncate.add_argument("--auto", action="store_true", help="the smallest K that says enough")
+    truncate.add_argument("--keep-bits", type=number, default=0.9, metavar="SHARE",
+                          help="how much --auto keeps of the clip's information (0.9)")  # fmt: skip
+    truncate.add_argument("--prior", default="default", metavar="NAME|PATH", help="of --auto")
+    truncate.add_argument("-o", "--out", type=Path, required=True, metavar="U.vft")
+    decode = command("decode", _decode, "token file -> mp4")
+    decode.add_argument("tokens", type=Path, metavar="T.vft")
+    decode.add_argument("-o", "--out", type=Path, required=True, metavar="CLIP.mp4")
+    decode.add_argument("--budget", type=int, metavar="K", help="decode the first K only")
+    decode.add_argument("--first-frame", type=Path, metavar="IMG", help="pin the first frame")
+    decode.add_argument(
+        "--audio-from", type=Path, metavar="CLIP",
+        help="default: the clip that was encoded, if it lies beside the token file",
+    )  # fmt: skip
+    decode.add_argument("--keep-bars", action="store_true", help="of --fit pad")
+    decode.add_argument(
+        "--resume", action="store_true", help="go on with what an interrupted decode has finished"
+    )
+    info = command("info", _info, "facts about a token file, a tokenizer or a clip")
+    info.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: --tokenizer")
+    for sub in (demo, encode):
+        sub.add_argument("--fps", type=number, metavar="F", help="default: the tokenizer's")
+        sub.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop")
+    add_resource_options(encode, decoding=False)
+    for sub in (demo, decode):
+        add_resource_options(sub)
+        sub.add_argument("--steps", type=int, metavar="N", help="sampling steps")
+        sub.add_argument("--guidance", type=number, metavar="G", help="1: none")
+        sub.add_argument("--seed", type=seed_number, default=0, metavar="S")
+        sub.add_argument("--no-audio", action="store_true")
+    decode.add_argument(
+        "--method", default="euler", help="euler, or midpoint, heun: two velocities a step"
+    )
+    decode.add_argument(
+        "--shift", type=number, default=1.0, metavar="S", help="above 1: more steps in the noise"
+    )
+    add_prior_commands(command)
+    convert = commands.add_parser(
+        "convert", help="published tokenizer or prior -> one file of ours"
+    )
+    convert.set_defaults(func=_convert)
+    convert.add_argument("src", type=Path, metavar="SRC", help="published folder or single file")
+    convert.add_argument("dst", type=Path, metavar="DST.safetensors")
+    convert.add_argument("--dtype", choices=tuple(DTYPES), help="default: as it is")
+    convert.add_argument("--vae", type=Path, help="take the video autoencoder from this one")
+    convert.add_argument("--name", help="how tokens will name it; default: SRC's own name")
+    convert.add_argument("--json", action="store_true", help="print one JSON object")
+    parity = commands.add_parser("parity", help="our numbers against recorded published ones")
+    parity.set_defaults(func=_parity)
+    parity.add_argument("cases", type=Path, nargs="+", metavar="DIR")
+    parity.add_argument("--json", action="store_true", help="print one JSON object")
+    add_bench_parser(commands)
+    add_download_parser(commands)
+    add_train_parser(commands)
+    return parser
+
+
+# ------------------------------------------------------------------ the commands
+
+
+def _demo(args: argparse.Namespace) -> None:
+    from ..measure.demo import run_demo
+
+    try:
+        budgets = [int(k) for part in args.budgets or [] for k in part.split(",") if k]
+    except ValueError:
+        raise VftError(f"--budgets {' '.join(args.budgets)}: give numbers, as in 1 4 16") from None
+    with alone(args.out, lambda: note(f"another demo is writing to {args.out}; waiting for it")):
+        rows = run_demo(
+            load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps,
+            guidance=args.guidance, seed=args.seed, fps=args.fps, fit=args.fit,
+            audio=not args.no_audio, progress=args.bars, on_problem=note,
+        )  # fmt: skip
+    lines = [f"{'budget':>7}{'tokens':>9}{'bytes':>9}{'PSNR dB':>9}{'SSIM':>8}{'seconds':>9}"]
+    for r in rows:
+        lines.append(
+            f"{r['budget']:7}{r['tokens']:9}{r['bytes']:9}{r['psnr']:9.2f}{r['ssim']:8.3f}"
+            f"{r['seconds']:9.1f}"
+        )
+    args.bars.close()
+    table = "\n".join([*lines, f"see {args.out / 'side_by_side.mp4'}"])
+    print(table, file=sys.stderr if args.json else sys.stdout)
+    if args.json:
+        facts = json.loads((args.out / "table.json").read_text())
+        answer(args, "", {"out": args.out} | facts)
+
+
+def _encode(args: argparse.Namespace) -> None:
+    from ..clips.stream import encode_file
+
+    check_place(args.out)
+    tokens = encode_file(
+        load_tokenizer_for(args), args.clip, budget=args.budget, fps=args.fps, fit=args.fit,
+        progress=args.bars("encode"), on_problem=note,
+    )  # fmt: skip
+    save_tokens(args, tokens, args.out)
+
+
+def _truncate(args: argparse.Namespace) -> None:
+    from ..tokens import Tokens
+    from .prior import auto_budget
+
+    if (args.budget is None) == (not args.auto):
+        raise VftError("give a budget with -k K, or --auto to have one chosen")
+    check_place(args.out)
+    tokens = Tokens.load(args.tokens)
+    budget = auto_budget(args, tokens) if args.auto else args.budget
+    save_tokens(args, tokens.truncate(budget), args.out)
+
+
+def _decode(args: argparse.Namespace) -> None:
+    from ..clips.stream import decode_file
+    from ..tokens import Tokens
+
+    check_place(args.out)
+    tokens = Tokens.load(args.tokens)
+    tokens = tokens if args.budget is None else tokens.truncate(args.budget)
+    audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
+    frames = decode_file(
+        load_tokenizer_for(args), tokens, args.out, steps=args.steps, guidance=args.guidance,
+        seed=args.seed, method=args.method, shift=args.shift,
+        first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
+        resume=args.resume, progress=args.bars("decode"), on_problem=note,
+    )  # fmt: skip
+    facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
+    text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} tokens"
+    answer(args, text + f", sound of {audio}" * bool(audio), facts | {"audio_from": audio})
+
+
+def _sound_beside(file: Path, tokens: Tokens) -> Path | None:
+    """The encoded clip, if a file of its name with sound lies in the token file's own folder."""
+    from ..video.video_in import probe
+
+    # A token file may come from anyone: only the last part of the name counts.
+    clip = file.parent / (tokens.source or "").replace("\\", "/").rpartition("/")[2]
+    try:
+        return clip if clip.is_file() and probe(clip).has_audio else None
+    except VftError:
+        return None
+
+
+def _info(args: argparse.Namespace) -> None:
+    from ..tokens import Tokens
+    from ..video.video_in import probe
+
+    file, kind = args.file, "" if args.file is None else args.file.suffix.lower()
+    if file is None or str(file) == "default" or kind == ".safetensors" or file.is_dir():
+        facts = _model_facts(args, args.tokenizer if file is None else str(file))
+    elif kind == ".vft":
+        facts = token_facts(file, Tokens.load(file))
+    else:
+        facts = {"file": file, "kind": "clip"} | dataclasses.asdict(probe(file))
+    lines = [f"{k.replace('_', ' '):18}{one_line(_plain(v), MAX_LINE)}" for k, v in facts.items()]
+    answer(args, "\n".join(lines), facts)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from ..models.loading import convert
+
+    if args.dst.suffix != ".safetensors":
+        raise VftError(f"{args.dst}: the file that is written ends in .safetensors")
+    mark = convert(args.src, args.dst, dtype=stored_dtype(args), vae=args.vae, name=args.name)
+    size = args.dst.stat().st_size
+    facts = {"file": args.dst, "fingerprint": mark, "file_bytes": size}
+    answer(args, f"{args.dst}: {mark}, {size / 1e6:.1f} MB", facts)
+
+
+def _parity(args: argparse.Namespace) -> int:
+    from ..checkpoints.parity import run_case
+
+    results = []
+    for case in args.cases:
+        for r in run_case(case):
+            results.append(r)
+            if not args.json:
+                state = "ok" if r.ok else "FAILED"
+                print(f"{r.case:20}{r.op:19}{r.expect:20}{r.error:10.2e} <= {r.tol:.0e}  {state}")
+    failed = sum(not r.ok for r in results)
+    rows = [dataclasses.asdict(r) | {"ok": r.ok} for r in results]
+    text = f"{len(results) - failed} of {len(results)} checks passed"
+    answer(args, text, {"checks": rows, "failed": failed})
+    return 1 if failed else 0
+
+
+# ------------------------------------------------------------------ what they say
+
+
+def _model_facts(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What there is to say of a tokenizer or a prior."""
+    from ..files.tensor_files import Source
+    from ..models.loading import is_prior_file, load_prior, load_tokenizer, resolve
+
+    source = Source.open(resolve(name))
+    device, dtype = device_and_dtype(args)
+    facts: dict[str, Any] = {"file": source.path}
+    model: Tokenizer | Prior
+    if is_prior_file(source):
+        model = prior = load_prior(name, device=device, dtype=dtype)
+        p = prior.config
+        facts |= {
+            "kind": "prior", "name": p.name, "fingerprint": prior.fingerprint,
+            "tokenizer": f"{p.tokenizer} {p.tokenizer_fingerprint}".strip(), "takes": p.cond,
+            "classes": len(p.classes), "registers": p.registers, "frames": p.frames,
+            "depth": p.depth, "width": p.width, "guidance": dict(p.guidance),
+            "temperature": p.temperature,
+        }  # fmt: skip
+    else:
+        model = tokenizer = load_tokenizer(name, device=device, dtype=dtype)
+        c = tokenizer.config
+        facts |= {
+            "kind": "tokenizer", "name": c.name, "fingerprint": tokenizer.fingerprint,
+            "size": c.size, "registers": c.registers, "vocabulary": c.vocab, "fps": c.fps,
+            "chunk_frames": c.chunk_frames, "overlap": c.overlap, "latent_shape": c.latent_shape,
+            "sampling": dataclasses.asdict(c.sampling),
+        }  # fmt: skip
+    parts = {n: sum(p.numel() for p in m.parameters()) for n, m in model.named_children()}
+    facts |= {
+        "parameters": {n: count for n, count in parts.items() if count},
+        "parameters_total": sum(parts.values()), "file_bytes": source.size,
+    }  # fmt: skip
+    licence = source.metadata.get("license")
+    return facts | ({"license": licence} if licence else {})
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(v)}" for name, v in value.items())
+    return " x ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,1 @@
+"""Whole clips through a tokenizer: from file to file, resumed, cut and joined."""

@@ -1,0 +1,78 @@
+"""Cutting and joining tokens in time. Nothing is encoded again, so cuts are where chunks begin."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import VftError
+from ..tokenizer.tokenizer import Tokenizer
+from ..tokens import Tokens
+
+
+def slice_tokens(
+    tokenizer: Tokenizer, tokens: Tokens, first: int, count: int | None = None
+) -> Tokens:
+    """The tokens of `count` chunks from chunk `first` (0: the beginning) on; None: all that
+    follow. Chunks begin every `config.stride / fps` seconds. Those that share a frame hold its ids
+    once, in the chunk before; that latent frame stands in for the first of the new beginning.
+
+    Raises VftError for a chunk that is not there.
+    """
+    tokenizer.check_tokens(tokens)
+    c = tokenizer.config
+    chunks = tokenizer.chunk_count(tokens.frames)
+    count = chunks - first if count is None else count
+    if not 0 <= first < chunks or not 1 <= count <= chunks - first:
+        raise VftError(
+            f"chunks {first} to {first + count - 1} are asked for; these tokens hold chunks 0 "
+            f"to {chunks - 1}, {c.stride / tokens.fps:.3g} s each"
+        )
+    new = c.token_frames - c.overlap
+    start = first * new
+    ids = tokens.ids[:, start : start + c.token_frames + (count - 1) * new]
+    left = tokens.frames - first * c.stride
+    frames = min(left, c.chunk_frames + (count - 1) * c.stride)
+    return dataclasses.replace(tokens, ids=ids, frames=frames)
+
+
+def join_tokens(
+    tokenizer: Tokenizer, clips: Sequence[Tokens], *, drop_partial: bool = False
+) -> Tokens:
+    """Tokens of clips one after the other, at the smallest of their budgets. Where chunks
+    share a frame the last frame of a clip takes the place of the next one's first.
+
+    A clip whose last chunk is not full holds its last frame until the chunk ends, or loses
+    that chunk with `drop_partial`. Raises VftError for clips of different tokenizers, frame
+    rates or batch sizes.
+    """
+    if not clips:
+        raise VftError("got no clips to join; give one or more")
+    c, budget = tokenizer.config, min(t.budget for t in clips)
+    for clip in clips:
+        tokenizer.check_tokens(clip)
+        if clip.fps != clips[0].fps or len(clip) != len(clips[0]):
+            raise VftError(
+                f"got clips of {clips[0].fps:g} and {clip.fps:g} fps, batches of "
+                f"{len(clips[0])} and {len(clip)}; join clips that agree in both"
+            )
+    rows: list[Tensor] = []
+    frames = 0
+    for i, clip in enumerate(clips):
+        whole = 1 + (clip.frames - c.chunk_frames) // c.stride  # chunks that are full
+        last = i == len(clips) - 1
+        if drop_partial and not last and whole < tokenizer.chunk_count(clip.frames):
+            if not whole:
+                raise VftError(
+                    f"clip {i + 1} has {clip.frames} frames, not one whole chunk of "
+                    f"{c.chunk_frames}; join it without dropping"
+                )
+            clip = slice_tokens(tokenizer, clip, 0, whole)
+        chunks = tokenizer.chunk_count(clip.frames)
+        full = c.chunk_frames + (chunks - 1) * c.stride
+        rows.append(clip.ids[:, c.overlap if i else 0 :, :budget])
+        frames += (clip.frames if last else full) - (c.overlap if i else 0)
+    return dataclasses.replace(clips[0], ids=torch.cat(rows, dim=1), frames=frames, source=None)

@@ -1,0 +1,1 @@
+"""Files: whole or not at all, those of strangers, tensors one at a time."""

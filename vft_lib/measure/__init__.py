@@ -1,0 +1,1 @@
+"""Quality and cost in numbers, and the pictures that show them."""

@@ -1,0 +1,1 @@
+"""Models by name: where they are, how they are fetched and loaded."""

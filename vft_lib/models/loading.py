@@ -1,0 +1,125 @@
+"""Models by their names: ours, published, or the defaults in the package; and published to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints.checkpoint import (
+    fingerprint,
+    header_of,
+    read_prior,
+    read_tokenizer,
+    save_prior,
+    save_tokenizer,
+)
+from ..checkpoints.convert import TOKENIZER_ENTRIES, read_published
+from ..checkpoints.convert_prior import PRIOR_ENTRIES, is_prior, read_published_prior
+from ..checkpoints.published import read_config
+from ..errors import CheckpointError
+from ..files.atomic import check_place
+from ..files.packaged import packaged
+from ..files.tensor_files import Source, digest
+from ..prior.prior import Prior
+from ..tokenizer.tokenizer import Tokenizer
+from .catalog import locate
+
+
+def resolve(name: str | Path, kind: str = "tokenizer") -> Path:
+    """The file or folder that `name` means: `"default"`, an existing path, or the name of a model
+    that has been downloaded. CheckpointError says how to get what is not there."""
+    if str(name) == "default":
+        return packaged("default.safetensors" if kind == "tokenizer" else "prior.safetensors")
+    return Path(name) if Path(name).exists() else locate(str(name), kind)
+
+
+def load_tokenizer(
+    name: str | Path = "default", *, device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None, ops: Any = nn,
+) -> Tokenizer:  # fmt: skip
+    """A tokenizer ready to use: `"default"` (in the package), a path to a file of ours or to a
+    published folder or file (which is converted in memory; `vft convert` does it once and for
+    all), or the catalogue name or hub id of a model that `vft download` has fetched. Never
+    downloads anything itself.
+
+    `device` defaults to CUDA where there is one. `dtype` defaults to bfloat16 on CUDA and float32
+    on the CPU. `ops` has the layer classes to build with, those of `torch.nn` unless given. Raises
+    CheckpointError, with one line, for anything but a sound file.
+    """
+    source = Source.open(resolve(name))
+    if "vft" in source.metadata:
+        config, mark, weights = read_tokenizer(source)
+    else:
+        config, weights = read_published(source)
+        mark = fingerprint(config, weights)
+    with torch.device("meta"):
+        tokenizer = Tokenizer(config, mark, ops)
+    return _filled(tokenizer, weights, device, dtype)
+
+
+def load_prior(
+    name: str | Path = "default", *, device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Prior:  # fmt: skip
+    """A prior ready to use; `name`, `device`, `dtype` and errors as in :func:`load_tokenizer`."""
+    source = Source.open(resolve(name, "prior"))
+    if "vft" in source.metadata:
+        config, mark, weights = read_prior(source)
+    else:
+        config, weights = read_published_prior(source)
+        mark = digest(config.to_json(), weights)
+    with torch.device("meta"):
+        prior = Prior(config, mark)
+    return _filled(prior, weights, device, dtype)
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _filled(
+    model: Model, weights: Mapping[str, Tensor], device: str | torch.device | None,
+    dtype: torch.dtype | None,
+) -> Model:  # fmt: skip
+    """One tensor at a time: a large model is never held in two dtypes at once."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    state = {k: weights[k].to(device, dtype) for k in weights}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.to(device).eval().requires_grad_(False)  # .to: buffers that are no weights
+
+
+def is_prior_file(source: Source) -> bool:
+    """Whether a file of ours, or a published one, holds a prior. CheckpointError if neither."""
+    if "vft" not in source.metadata:
+        return is_prior(read_config(source, TOKENIZER_ENTRIES | PRIOR_ENTRIES))
+    try:
+        header_of(source, "prior")
+    except CheckpointError:
+        return False
+    return True
+
+
+def convert(
+    src: str | Path, dst: str | Path, *, dtype: torch.dtype | None = None,
+    vae: str | Path | None = None, name: str | None = None, license: str | None = None,
+) -> str:  # fmt: skip
+    """Write a published tokenizer or prior (folder or single file) as our single file, its weights
+    cast to `dtype` (None: as they are). Where a tokenizer's file has no video autoencoder it is
+    taken from `vae`. Returns the fingerprint, of a tokenizer the same whatever `dtype` is."""
+    source = Source.open(src)
+    if "vft" in source.metadata:
+        raise CheckpointError(f"{src} is a file of ours already; use it as it is")
+    check_place(dst, source.bytes_in(dtype))
+    license = license or "that of the published file it was converted from"
+    if is_prior_file(source):
+        prior, weights = read_published_prior(source, name)
+        return save_prior(dst, prior, weights, dtype, license=license)
+    config, weights = read_published(source, vae=Source.open(vae) if vae else None, name=name)
+    mark = fingerprint(config, weights)
+    return save_tokenizer(dst, config, weights, dtype, mark=mark, license=license)

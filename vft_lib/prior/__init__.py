@@ -1,0 +1,1 @@
+"""Ids from words: the autoregressive prior. Start at `prior.py`."""

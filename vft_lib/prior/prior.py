@@ -1,0 +1,437 @@
+"""Start here for words to tokens: the autoregressive prior.
+
+    generate: caption -> text states -> ids, one after another, time-first
+    refine:   the same, continuing ids that are there
+    surprise: how many bits each id of a clip carries
+
+The order is time-first: all latent frames' register 0, then all frames' register 1, and so on
+(flat position i is register i // t of latent frame i % t). So a budget of k is the first t·k
+positions, stopping early is truncating, and going on adds detail.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.prior import PriorConfig
+from ..errors import VftError
+from ..tokenizer.tokenizer import Progress, Tokenizer, part_of
+from ..tokens import Tokens
+from .network import Cache, Condition, PriorNetwork
+from .sampling import Sampler, guide
+from .text import TextEncoder, split_words
+from .umt5 import prepare_states
+
+
+def time_first(ids: Tensor) -> Tensor:
+    """Grid `[B,t,k]` -> flat `[B,k·t]`."""
+    return ids.transpose(1, 2).flatten(1)
+
+
+def to_grid(flat: Tensor, latent_frames: int) -> Tensor:
+    """Flat `[B,k·t]` -> grid `[B,t,k]`."""
+    return flat.unflatten(1, (-1, latent_frames)).transpose(1, 2)
+
+
+class Prior(nn.Module):
+    """A prior of one checkpoint. Build it with :func:`vft_lib.load_prior`.
+
+    `fingerprint` names its weights. `config.tokenizer` says whose ids it writes; :meth:`bind`
+    checks a tokenizer against that.
+    """
+
+    def __init__(self, config: PriorConfig, fingerprint: str = "", ops: Any = nn) -> None:
+        super().__init__()
+        self.config, self.fingerprint = config, fingerprint
+        self.network = PriorNetwork(config, ops)
+        encoder = config.text_encoder
+        self.text = None if encoder is None else TextEncoder(encoder, ops)
+        self.compiled: Callable[..., Tensor] | None = None
+        self._device: torch.device | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device or self.network.positions.device
+
+    @device.setter
+    def device(self, device: torch.device | None) -> None:
+        self._device = device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.positions.dtype
+
+    # ------------------------------------------------------------------ words -> tokens
+
+    def generate(
+        self, caption: str | Sequence[str] | None = None, *, budget: int | None = None,
+        class_name: str | Sequence[str] | None = None, states: Tensor | None = None,
+        mask: Tensor | None = None, frames: int | None = None, count: int | None = None,
+        seed: int | Sequence[int] = 0, guidance: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None, top_p: float | None = None,
+        progress: Progress | None = None, partial: Callable[[Tokens], None] | None = None,
+    ) -> Tokens:  # fmt: skip
+        """Write tokens `[B,t,budget]` for a caption, a class, or neither (B: how many are given;
+        `count` clips of one condition).
+
+        `states` `[B,S,ctx_dim]` and `mask` `[B,S]` are text states of an encoder of your own, in
+        place of `caption`. `budget` defaults to the largest, `frames` to the longest clip,
+        `guidance` (1: none) to what suits the budget, `temperature` (0: the likeliest id) to what
+        suits the prior.
+        Every clip draws from its own `seed`; one given seed serves clip i as seed + i. Its ids
+        are the same alone and anywhere in a batch.
+        `progress(done, total)` is called after every id, raise in it to cancel; `partial(tokens)`
+        whenever all latent frames have got one more register. Raises VftError for what this prior
+        cannot do.
+        """
+        c = self.config
+        budget = self.check_budget(c.registers if budget is None else budget)
+        frames = self._check_frames(frames)
+        captions, classes = _listed(caption), _listed(class_name)
+        batch = self._batch(captions, classes, states, count)
+        sampler = self._sampler(batch, seed, temperature, top_k, top_p)
+        return self._write(
+            self._blank(batch, frames), budget, captions, classes, states, mask, guidance, sampler,
+            progress, partial,
+        )  # fmt: skip
+
+    def refine(
+        self, tokens: Tokens, budget: int | None = None, *,
+        caption: str | Sequence[str] | None = None, class_name: str | Sequence[str] | None = None,
+        states: Tensor | None = None, mask: Tensor | None = None,
+        seed: int | Sequence[int] = 0, guidance: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None, top_p: float | None = None,
+        progress: Progress | None = None, partial: Callable[[Tokens], None] | None = None,
+    ) -> Tokens:  # fmt: skip
+        """Go on from coarse `tokens` to `budget`: plausible detail for them, what is there stays.
+        A long clip is refined chunk by chunk, each knowing the latent frame before it. The other
+        arguments are :meth:`generate`'s; `partial` is called for clips of one chunk only."""
+        c = self.config
+        budget = self.check_budget(c.registers if budget is None else budget)
+        self.check_tokens(tokens)
+        if budget < tokens.budget:
+            raise VftError(
+                f"these tokens hold {tokens.budget} per latent frame already; choose a budget of "
+                f"{tokens.budget} to {c.registers}, or truncate them"
+            )
+        captions, classes = _listed(caption), _listed(class_name)
+        self._batch(captions, classes, states, len(tokens))
+        sampler = self._sampler(len(tokens), seed, temperature, top_k, top_p)
+        windows = self._windows(tokens)
+        rows: list[Tensor] = []
+        for i, (start, known) in enumerate(windows):
+            window = tokens.ids[:, start : start + c.latent_frames]
+            before = rows[-1][:, -known:] if known else None  # (B, 1, budget), refined already
+            if before is not None:
+                window = torch.cat([before[..., : tokens.budget], window[:, known:]], dim=1)
+            done = self._write(
+                dataclasses.replace(tokens, ids=window), budget, captions, classes, states, mask,
+                guidance, sampler, part_of(progress, i, len(windows)),
+                partial if len(windows) == 1 else None, before,
+            )  # fmt: skip
+            rows.append(done.ids[:, known:])
+        return dataclasses.replace(tokens, ids=torch.cat(rows, dim=1))
+
+    @torch.inference_mode()
+    def surprise(
+        self, tokens: Tokens, *, caption: str | Sequence[str] | None = None,
+        class_name: str | Sequence[str] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """How unexpected each id is: -log2 p(id | ids before it) `[B,t,k]` float32, in bits. A long
+        clip is read chunk by chunk, each knowing the latent frame before it."""
+        self.check_tokens(tokens)
+        captions, classes = _listed(caption), _listed(class_name)
+        batch = self._batch(captions, classes, None, len(tokens))
+        condition = self.condition(batch, captions, classes)
+        t, rows = self.config.latent_frames, []
+        for start, known in self._windows(tokens):
+            flat = time_first(tokens.ids[:, start : start + t]).to(self.device)
+            x = self.network.inputs(flat[:, :-1], condition)
+            hidden = self.network.trunk(x, condition)
+            nats = self.network.head.nll(hidden.flatten(0, 1), flat.flatten())
+            rows.append(to_grid(nats.view_as(flat) / math.log(2), t)[:, known:].cpu())
+        return torch.cat(rows, dim=1)
+
+    # ------------------------------------------------------------------ the loop
+
+    @torch.inference_mode()
+    def sample(
+        self, condition: Condition, length: int, *, guidance: float = 1.0,
+        choose: Callable[[Tensor], Tensor] | None = None, prefix: Tensor | None = None,
+        known: Tensor | None = None,
+        on_id: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Flat ids `[B,length]`, the first of them `prefix` `[B,m]`; where `known` `[B,length]` is
+        not negative, its id is taken in place of the chosen one.
+
+        With `guidance` other than 1 the condition holds 2B rows, the second half null, and both
+        run as one batch. `choose(logits [B,V]) -> ids [B]` defaults to the likeliest.
+        `on_id(done, flat ids)` is called after each.
+        """
+        rows = len(condition.start)
+        guided = guidance != 1
+        batch = rows // 2 if guided else rows
+        choose = choose or (lambda logits: logits.argmax(-1))
+        flat = torch.zeros(batch, length, dtype=torch.int64, device=self.device)
+        m = 0 if prefix is None else prefix.shape[1]
+        if prefix is not None:
+            flat[:, :m] = prefix.to(self.device)
+        if m == length:
+            return flat.cpu()
+        network = self.network
+        known = None if known is None else known.to(self.device)
+        cache = Cache(self.config, rows, length, network.positions)
+        given = flat[:, :m].repeat(2, 1) if guided else flat[:, :m]
+        hidden = network.trunk(network.inputs(given, condition), condition, cache)
+        for i in range(m, length):
+            logits = network.head(hidden[:, -1]).float()
+            chosen = choose(guide(logits, guidance) if guided else logits)
+            if known is not None:
+                chosen = torch.where(known[:, i] >= 0, known[:, i], chosen)
+            flat[:, i] = chosen
+            if on_id is not None:
+                on_id(i + 1, flat)
+            if i + 1 < length:
+                chosen = flat[:, i].repeat(2) if guided else flat[:, i]
+                if self.compiled is None:
+                    hidden = self.step(chosen, condition, cache, i + 1)
+                else:
+                    at = torch.tensor([i + 1], device=self.device)
+                    hidden = self.compiled(chosen, condition, cache, at)
+        return flat.cpu()
+
+    def step(
+        self, ids: Tensor, condition: Condition, cache: Cache, at: int | Tensor
+    ) -> Tensor:  # fmt: skip
+        """One id a row `[B]`, chosen for position at-1 -> what the head reads at `at` `[B,1,d]`."""
+        return self.network.trunk(self.network.next_input(ids, at), condition, cache, at)
+
+    def compile_step(self, backend: str = "inductor") -> Prior:
+        """Compile the step of one id from now on (torch.compile; with CUDA graphs on a GPU).
+        Shapes never change from step to step: it is compiled once for each batch size and budget,
+        which takes a while, so it pays for many clips. The ids are the same. Returns self."""
+        graphs = "reduce-overhead" if self.device.type == "cuda" and backend == "inductor" else None
+        self.compiled = torch.compile(
+            self.step, fullgraph=True, dynamic=False, backend=backend, mode=graphs
+        )
+        return self
+
+    def _write(
+        self, tokens: Tokens, budget: int, captions: list[str] | None, classes: list[str] | None,
+        states: Tensor | None, mask: Tensor | None, guidance: float | None, sampler: Sampler,
+        progress: Progress | None, partial: Callable[[Tokens], None] | None,
+        before: Tensor | None = None,
+    ) -> Tokens:  # fmt: skip
+        """Continue `tokens` `[B,t,m]` (m may be 0) to `budget`. `before` `[B,1,budget]`: the first
+        latent frame's ids, which are known to the end."""
+        c, batch = self.config, len(tokens)
+        scale = c.guidance_for(budget) if guidance is None else guidance
+        if not math.isfinite(scale):
+            raise VftError(f"guidance is {scale}; choose a number, 1 for none")
+        with torch.inference_mode():
+            condition = self.condition(batch, captions, classes, states, mask, guided=scale != 1)
+        t, total = c.latent_frames, budget * c.latent_frames
+
+        def on_id(done: int, flat: Tensor) -> None:
+            if partial is not None and done % t == 0:
+                grid = to_grid(flat[:, :done], t).cpu().clone()
+                partial(dataclasses.replace(tokens, ids=grid))
+            if progress is not None:
+                progress(done, total)
+
+        known = None
+        if before is not None:
+            known = torch.full((batch, t, budget), -1)
+            known[:, : before.shape[1]] = before
+            known = time_first(known)
+        flat = self.sample(
+            condition, total, guidance=scale, choose=sampler, prefix=time_first(tokens.ids),
+            known=known, on_id=on_id,
+        )  # fmt: skip
+        return dataclasses.replace(tokens, ids=to_grid(flat, t).clone())
+
+    def condition(
+        self, batch: int, captions: list[str] | None = None, classes: list[str] | None = None,
+        states: Tensor | None = None, mask: Tensor | None = None, guided: bool = False,
+    ) -> Condition:  # fmt: skip
+        """Captions (or states) and class names for `batch` clips -> what the network takes; one
+        caption or class serves them all."""
+        numbers = None
+        if classes is not None:
+            numbers = torch.tensor([self.class_number(name) for name in classes]).expand(batch)
+        rows = None
+        if captions is not None:
+            assert self.text is not None
+            states, mask = self.text(captions, rows=self.config.n_ctx_null)
+        elif states is not None:
+            states, mask = prepare_states(states, mask, self.config.max_text_len)
+            # In a batch the null text is as long as the clip's own text would make it alone.
+            place = torch.arange(1, states.shape[1] + 1)
+            rows = (place.to(mask.device) * mask).amax(1)
+        if states is not None and mask is not None:
+            states, mask = states.expand(batch, -1, -1), mask.expand(batch, -1)
+            rows = None if rows is None else rows.expand(batch)
+        return self.network.condition(batch, numbers, states, mask, null_rows=rows, guided=guided)
+
+    # ------------------------------------------------------------------ checks
+
+    def bind(self, tokenizer: Tokenizer) -> Prior:
+        """Take note of the tokenizer that these ids are for; VftError if it is another one than
+        this prior was trained on. Returns self. A published prior only knows its tokenizer's name,
+        and can write tokens once it has been bound."""
+        c, t = self.config, tokenizer.config
+        mine, other = (n.rsplit("/", 1)[-1].lower() for n in (c.tokenizer, t.name))
+        known = c.tokenizer_fingerprint
+        if mine != other or (known and known != tokenizer.fingerprint) or c.vocab != t.vocab:
+            raise VftError(
+                f"prior {c.name!r} writes ids of tokenizer {c.tokenizer!r}"
+                + f" ({known})" * bool(known)
+                + f", this one is {t.name!r} ({tokenizer.fingerprint}): they do not belong together"
+            )
+        self.config = dataclasses.replace(
+            c, tokenizer=t.name, tokenizer_fingerprint=tokenizer.fingerprint, size=t.size, fps=t.fps
+        )
+        return self
+
+    def check_tokens(self, tokens: Tokens) -> None:
+        """VftError unless these are ids that this prior knows, in a number it can take."""
+        c = self.config
+        self._check_bound()
+        if tokens.fingerprint != c.tokenizer_fingerprint:
+            raise VftError(
+                f"these tokens were made by tokenizer {tokens.tokenizer!r} ({tokens.fingerprint}), "
+                f"prior {c.name!r} writes those of {c.tokenizer!r} ({c.tokenizer_fingerprint})"
+            )
+        self._windows(tokens)
+        self.check_budget(tokens.budget)
+        if int(tokens.ids.max()) >= c.vocab or int(tokens.ids.min()) < 0:
+            raise VftError(f"ids go up to {int(tokens.ids.max())}; expected less than {c.vocab}")
+
+    def _windows(self, tokens: Tokens) -> list[tuple[int, int]]:
+        """Where each chunk's window of t latent frames begins, and how many of its first belong to
+        the chunk before. Chunks that share a frame keep its ids once: the latent frame before a
+        chunk stands in for its first."""
+        t, rows, frames = self.config.latent_frames, tokens.ids.shape[1], self.config.frames
+        for overlap in (1, 0):
+            chunks = 1 + max(0, -(-(tokens.frames - frames) // (frames - overlap)))
+            if rows == t + (chunks - 1) * (t - overlap):
+                return [(i * (t - overlap), min(i, overlap)) for i in range(chunks)]
+        raise VftError(
+            f"these tokens have {rows} latent frames for {tokens.frames} frames, prior "
+            f"{self.config.name!r} reads chunks of {t} ({frames} frames): they are from a "
+            "tokenizer with other chunks"
+        )
+
+    def check_budget(self, budget: int) -> int:
+        """`budget`, or VftError if it is not 1 .. K."""
+        if not 1 <= budget <= self.config.registers:
+            raise VftError(
+                f"budget {budget} is out of range: prior {self.config.name!r} writes up to "
+                f"{self.config.registers} tokens per latent frame; choose 1 to "
+                f"{self.config.registers}"
+            )
+        return budget
+
+    def class_number(self, name: str) -> int:
+        """The number of a class; VftError names some classes if there is none of that name."""
+        classes = self.config.classes
+        if name in classes:
+            return classes.index(name)
+        if not classes:
+            raise VftError(f"prior {self.config.name!r} takes captions, not classes")
+        near = [c for c in classes if name.lower() in c.lower()] or list(classes)
+        more = ", …" if len(near) > 8 else ""
+        raise VftError(f"no class {name!r}; there are {', '.join(near[:8])}{more}")
+
+    def _check_bound(self) -> None:
+        c = self.config
+        if not c.tokenizer_fingerprint:
+            raise VftError(
+                f"prior {c.name!r} knows its tokenizer by name only ({c.tokenizer!r}): load that "
+                "one and call prior.bind(tokenizer) first"
+            )
+
+    def _check_frames(self, frames: int | None) -> int:
+        c = self.config
+        frames = c.frames if frames is None else frames
+        if not 1 <= frames <= c.frames:
+            raise VftError(
+                f"{frames} frames: prior {c.name!r} was trained on {c.latent_frames} latent frames "
+                f"and writes 1 to {c.frames} frames; longer clips need a prior trained on more"
+            )
+        return frames
+
+    def _batch(
+        self, captions: list[str] | None, classes: list[str] | None, states: Tensor | None,
+        count: int | None,
+    ) -> int:  # fmt: skip
+        """How many clips these make; VftError for what contradicts itself or this prior."""
+        c = self.config
+        if captions is not None and states is not None:
+            raise VftError("got a caption and text states; give one of them")
+        if (captions is not None or states is not None) and not c.takes_text:
+            raise VftError(f"prior {c.name!r} takes a class, not text; --list-classes shows them")
+        if captions is not None and self.text is None:
+            raise VftError(
+                f"prior {c.name!r} has no text encoder inside: give umT5 states (states=, mask=), "
+                "or --umt5 on the command line"
+            )
+        for text in captions or []:
+            if not split_words(text):
+                raise VftError(f"the caption {text[:40]!r} holds no word; leave it out for none")
+        if states is not None:
+            width = states.shape[-1]
+            if states.ndim not in (2, 3) or 0 in states.shape:
+                raise VftError(f"text states are {list(states.shape)}; expected [B,S,{c.ctx_dim}]")
+            if width != c.ctx_dim:
+                raise VftError(
+                    f"text states have width {width}, prior {c.name!r} takes {c.ctx_dim}: "
+                    "they are from another text encoder"
+                )
+        given = [len(x) for x in (captions, classes) if x is not None]
+        given += [] if states is None else [1 if states.ndim == 2 else len(states)]
+        sizes = {n for n in [*given, count or 1] if n != 1}
+        if len(sizes) > 1 or any(n < 1 for n in given) or (count is not None and count < 1):
+            raise VftError(f"got {given} conditions for {count or max(given, default=1)} clips")
+        return sizes.pop() if sizes else 1
+
+    def _sampler(
+        self, batch: int, seed: int | Sequence[int], temperature: float | None,
+        top_k: int | None, top_p: float | None,
+    ) -> Sampler:  # fmt: skip
+        """Every clip draws from its own seed; one given seed serves clip i as seed + i."""
+        seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
+        if len(seeds) != batch:
+            raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
+        t = self.config.temperature if temperature is None else temperature
+        return Sampler(seeds, temperature=t, top_k=top_k, top_p=top_p)
+
+    def _blank(self, batch: int, frames: int) -> Tokens:
+        """Tokens of budget 0, to be continued."""
+        self._check_bound()
+        c = self.config
+        return Tokens(
+            ids=torch.zeros(batch, c.latent_frames, 0, dtype=torch.int64), tokenizer=c.tokenizer,
+            fingerprint=c.tokenizer_fingerprint, frames=frames, fps=c.fps, size=(c.size, c.size),
+        )  # fmt: skip
+
+
+def bits_budget(bits: Tensor, share: float) -> int:
+    """The smallest budget that keeps at least `share` of a clip's information: bits `[t,k]`."""
+    if not 0 < share <= 1:
+        raise VftError(f"the share of bits to keep is {share}; choose more than 0, at most 1")
+    kept = bits.sum(0).cumsum(0)
+    return int((kept < share * kept[-1] * (1 - 1e-6)).sum()) + 1
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str] | None:
+    return [value] if isinstance(value, str) else None if value is None else list(value)

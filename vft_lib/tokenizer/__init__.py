@@ -1,0 +1,1 @@
+"""Latents to ids and back: encoder, FSQ, flow decoder. Start at `tokenizer.py`."""

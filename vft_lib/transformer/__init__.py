@@ -1,0 +1,1 @@
+"""Transformer blocks, and attention over packed sequences by who may see whom."""

@@ -1,0 +1,138 @@
+"""Three ways to compute the same attention. Each takes queries, keys and values
+`[B,heads,T,head_dim]` in packed order, a layout and the scale, and gives `[B,heads,T,head_dim]`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .layout import Layout, key_bias
+from .masks import frame_mask, remembered, sees
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+    """PyTorch's own kernels: one call for the whole clip, or one a frame, which sees a prefix of
+    the keys."""
+    width, bias = v.shape[-1], None
+    if layout.weight > 1:
+        if q.is_cuda and q.dtype in HALF:
+            q, k, v = fold_weights(q, k, v, layout, scale)  # a bias would force a slower kernel
+        else:
+            bias = key_bias(layout, q.device).to(torch.promote_types(q.dtype, torch.float32))
+    if layout.mask.mode in ("full", "causal"):
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias if bias is None else bias[None, None, None], scale=scale,
+            is_causal=layout.mask.mode == "causal",
+        )  # fmt: skip
+        return y[..., :width]
+    parts = []
+    for frame in range(layout.frames):
+        end = (frame + 1) * layout.each
+        seen = frame_mask(layout.mask, frame, layout.patches, layout.registers, q.device)
+        if bias is not None:
+            seen = bias[None, None, None, :end]  # registers are merged only where all is seen
+        parts.append(F.scaled_dot_product_attention(
+            q[:, :, end - layout.each : end], k[:, :, :end], v[:, :, :end], attn_mask=seen,
+            scale=scale,
+        ))  # fmt: skip
+    return torch.cat(parts, dim=2)[..., :width]
+
+
+def fold_weights(
+    q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys' weights as eight more channels: ln(weight) / scale in two parts, as one 16-bit number
+    would be off by up to 1 % of the weight; queries have 1 there."""
+    log = key_bias(layout, q.device) / scale  # (T,)
+    high = log.to(k.dtype)
+    extra = torch.stack([high, (log - high.float()).to(k.dtype)], -1)
+    extra = F.pad(extra, (0, 6)).expand(*k.shape[:2], -1, -1)
+    return (
+        torch.cat([q, torch.ones_like(q[..., :8])], -1), torch.cat([k, extra], -1), F.pad(v, (0, 8))
+    )  # fmt: skip
+
+
+def xformers(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+    """One variable-length kernel for all frames of all clips: the queries of each frame against
+    that prefix of its clip's keys which they see."""
+    from xformers.ops import memory_efficient_attention
+
+    batch, width = q.shape[0], v.shape[-1]
+    if layout.weight > 1:
+        q, k, v = fold_weights(q, k, v, layout, scale)
+    rows = [x.transpose(1, 2) for x in (q, k, v)]  # (B, T, heads, head_dim)
+    bias = xformers_bias(layout, batch, q.device)
+    if layout.mask.mode == "time_block_causal":
+        rows = [x.flatten(0, 1)[None] for x in rows]
+    y = memory_efficient_attention(*rows, attn_bias=bias, scale=scale)
+    return y.view(batch, -1, *y.shape[2:]).transpose(1, 2)[..., :width]
+
+
+@remembered
+def xformers_bias(layout: Layout, batch: int, device: torch.device) -> Any:
+    """What xformers knows of the mask. Keys of one clip serve all its frames: their blocks begin
+    at the same place and differ in length."""
+    from xformers.ops.fmha import attn_bias
+
+    if layout.mask.mode == "full":
+        return None
+    if layout.mask.mode == "causal":
+        return attn_bias.LowerTriangularMask()
+    frames, each = layout.frames, layout.each
+    return attn_bias.BlockDiagonalGappyKeysMask.from_seqlens(
+        q_seqlen=[each] * (frames * batch),
+        kv_seqstarts=[clip * frames * each for clip in range(batch) for _ in range(frames)]
+        + [batch * frames * each],
+        kv_seqlen=[(frame + 1) * each for frame in range(frames)] * batch,
+        device=device,
+    )
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+    """PyTorch's flex attention, compiled once for each kind of mask: blocks that no query sees are
+    skipped, the others are masked where they are cut."""
+    weigh = None
+    if layout.weight > 1:
+        bias = key_bias(layout, q.device)
+
+        def weigh(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score + bias[j]
+
+    return _compiled_flex()(
+        q, k, v, score_mod=weigh, block_mask=_block_mask(layout, q.device), scale=scale
+    )
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex() -> Any:
+    import torch._dynamo
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # One kernel for each kind of mask, with and without weights; beyond torch's usual eight it
+    # would compute the whole T x T product instead, with a warning.
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, 64)
+    return torch.compile(flex_attention, dynamic=True)
+
+
+@remembered
+def _block_mask(layout: Layout, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    if layout.mask.mode == "full":
+        return None
+    # Tensors, as numbers would be compiled in: a kernel for every budget.
+    mask, p = layout.mask, torch.tensor(layout.patches, device=device)
+    each = torch.tensor(layout.each, device=device)
+
+    def seen(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return sees(mask, p, each, i, j)
+
+    length = layout.frames * layout.each
+    return create_block_mask(seen, None, None, length, length, device=device)

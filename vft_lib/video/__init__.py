@@ -1,0 +1,1 @@
+"""Frames from video and picture files, and back into them."""

@@ -1,0 +1,1 @@
+"""The procedural world: clips from a seed, and what is said of them."""
