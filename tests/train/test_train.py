@@ -22,10 +22,26 @@ from train_tasks import CPU, SCHEDULE, tokenizer_task, vae_task
 
 from vft_lib.errors import VftError
 from vft_lib.tokenizer.tokenizer import Tokenizer
-from vft_lib.train.loop import EMA, MatrixMuon, Schedule, Task, optimizers, step_generator, train
+from vft_lib.train.loop import (
+    EMA,
+    MatrixMuon,
+    Schedule,
+    Task,
+    autocast_dtype,
+    optimizers,
+    step_generator,
+    train,
+)
 from vft_lib.train.tokenizer import _budgets
 
 # ---------------------------------------------------------------------- parts
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="asks Linux for the instructions")
+def test_bfloat16_where_the_processor_has_instructions_for_it() -> None:
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    fast = bool(flags & {"avx512_bf16", "amx_bf16"})
+    assert autocast_dtype(CPU) == (torch.bfloat16 if fast else torch.float32)
 
 
 def test_schedule_warms_up_then_follows_a_cosine_to_one_percent() -> None:

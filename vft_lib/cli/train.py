@@ -44,8 +44,9 @@ def add_train_parser(subparsers: Any) -> None:
         p.add_argument("--no-real", action="store_true", help="the procedural world alone")
         p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
         p.add_argument(
-            "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of autocast"
-        )
+            "--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
+            help="of autocast; auto: bfloat16 where this machine is fast at it, else float32",
+        )  # fmt: skip
         if name == "prior-card":
             p.add_argument("--tokenizer", default="default", help="default, or a file")
             p.add_argument("--prior", default="default", help="default, or a file")
@@ -97,6 +98,13 @@ def _device(args: argparse.Namespace) -> torch.device:
     return device_of(args) or torch.device(local if torch.cuda.is_available() else "cpu")
 
 
+def _dtype(args: argparse.Namespace) -> torch.dtype | None:
+    """Autocast's, as --dtype asks for it; None: automatic."""
+    import torch
+
+    return None if args.dtype == "auto" else getattr(torch, args.dtype)
+
+
 def _setup(args: argparse.Namespace) -> tuple[Preset, RealClips | None]:
     """The preset, and the real clips to train on."""
     from ..train.data import RealClips
@@ -131,7 +139,7 @@ def _train_vae(args: argparse.Namespace) -> int:
     out = args.out / "vae"
     weights = train(
         task, recipe.schedule, out, device=_device(args), every=args.checkpoint_seconds,
-        stop_after=args.stop_after, dtype=getattr(torch, args.dtype),
+        stop_after=args.stop_after, dtype=_dtype(args),
     )  # fmt: skip
     if args.stop_after is None and int(os.environ.get("RANK", 0)) == 0:
         task.load_state_dict(weights)
@@ -168,7 +176,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     rank, world = join_group(device)
     if rank > 0:
         torch.distributed.barrier()  # until the first process has written the latents
-    latents = encode_dataset(recipe, vae, real, args.out / "latents.f16", device)
+    latents = encode_dataset(recipe, vae, real, args.out / "latents.f16", device, _dtype(args))
     if rank == 0 and world > 1:
         torch.distributed.barrier()
     torch.manual_seed(recipe.schedule.seed)
@@ -179,7 +187,7 @@ def _train_tokenizer(args: argparse.Namespace) -> int:
     weights = train(
         task, recipe.schedule, args.out / "tokenizer", device=device,
         every=args.checkpoint_seconds, stop_after=args.stop_after,
-        dtype=getattr(torch, args.dtype),
+        dtype=_dtype(args),
     )  # fmt: skip
     if args.stop_after is None and int(os.environ.get("RANK", 0)) == 0:
         weights = {k: v for k, v in weights.items() if not k.startswith("alignment.")}
@@ -212,7 +220,7 @@ def _train_prior(args: argparse.Namespace) -> int:
         torch.distributed.barrier()  # until the first process has written the ids
     data = dataclasses.replace(base, clips=args.clips or base.clips)
     vae = load_vae(args.out / "vae.safetensors", base.config.vae).to(device)
-    latents = encode_dataset(data, vae, real, args.out / "latents.f16", device)
+    latents = encode_dataset(data, vae, real, args.out / "latents.f16", device, _dtype(args))
     ids = encode_ids(tokenizer, latents, args.out / "prior" / "ids.safetensors")
     if rank == 0 and world > 1:
         torch.distributed.barrier()
@@ -222,7 +230,7 @@ def _train_prior(args: argparse.Namespace) -> int:
         task.start_from(load_prior(args.init, device=device, dtype=torch.float32))
     weights = train(
         task, recipe.schedule, args.out / "prior", device=device, every=args.checkpoint_seconds,
-        stop_after=args.stop_after, dtype=getattr(torch, args.dtype),
+        stop_after=args.stop_after, dtype=_dtype(args),
     )  # fmt: skip
     if args.stop_after is None and rank == 0:
         path = args.out / "prior.safetensors"

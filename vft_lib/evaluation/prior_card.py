@@ -30,6 +30,7 @@ from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
 from ..train.data import HELD_OUT_SEEDS, RealClips
+from ..train.loop import autocast_dtype
 from ..train.presets import Preset
 from ..train.tokenizer import ids_of_latents
 from ..world import world
@@ -50,7 +51,7 @@ def write_prior_card(
     """Measure, print the tables, and write results.json, table.md and sheet.png into
     `args.out/prior-card`. The judge is kept in `args.out`."""
     began = time.perf_counter()
-    dtype = getattr(torch, args.dtype)
+    dtype = autocast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=torch.float32)
     prior = load_prior(args.prior, device=device, dtype=torch.float32).bind(tokenizer)
     c = tokenizer.config
@@ -68,7 +69,8 @@ def write_prior_card(
         "tokenizer": c.name, "tokenizer_fingerprint": tokenizer.fingerprint,
         "clips": len(scenes), "seeds": [HELD_OUT_SEEDS.start, HELD_OUT_SEEDS.start + len(scenes)],
         "sampling": {
-            "steps": c.sampling.steps, "guidance": c.sampling.guidance, "autocast": args.dtype,
+            "steps": c.sampling.steps, "guidance": c.sampling.guidance,
+            "autocast": str(dtype).removeprefix("torch."),
             "prior_guidance": {k: prior.config.guidance_for(k) for k in c.budgets},
             "temperature": prior.config.temperature,
         },

@@ -131,20 +131,34 @@ def optimizers(task: Task, schedule: Schedule) -> list[torch.optim.Optimizer]:
     return found
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where `device` multiplies matrices in it faster than in float32, else float32. A
+    processor without the instructions for it (AVX512-BF16 or AMX) takes ten times as long."""
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if native else torch.float32
+    if device.type != "cpu" or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # not in every torch
+    fast = any(getattr(torch.cpu, name, bool)() for name in names)
+    return torch.bfloat16 if fast else torch.float32
+
+
 def train(
     task: Task, schedule: Schedule, out: Path, *, device: torch.device, every: float = 120.0,
     stop_after: int | None = None,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Run `schedule` to its end and return the EMA weights.
 
     `out` receives `log.jsonl` (one line every ten steps), `checkpoint.safetensors` (at least
     every `every` seconds) and sample strips. If a checkpoint is there, training goes on from it.
     Under torchrun each process takes its own share of the randomness and gradients are averaged.
-    `dtype` is autocast's (float32: none). `stop_after` ends the call early, as a kill would,
-    after that many steps of this call.
+    `dtype` is autocast's (float32: none; None: :func:`autocast_dtype`). `stop_after` ends the call
+    early, as a kill would, after that many steps of this call.
     """
     rank, world = join_group(device)
+    dtype = dtype or autocast_dtype(device)
     recipe = repr((getattr(task, "recipe", None), schedule)) + task.data
     out.mkdir(parents=True, exist_ok=True)
     module = task.to(device).train()

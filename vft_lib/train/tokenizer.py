@@ -29,7 +29,7 @@ from ..tokenizer import flow
 from ..tokenizer.tokenizer import Tokenizer
 from .alignment import Alignment
 from .data import RealClips, Window, draw_sources, training_clips
-from .loop import Schedule, Task, step_generator
+from .loop import Schedule, Task, autocast_dtype, step_generator
 from .plots import save_strip
 
 
@@ -80,11 +80,12 @@ def dataset_sources(
 @torch.inference_mode()
 def encode_dataset(
     recipe: TokenizerRecipe, vae: VideoAutoencoder, real: RealClips | None, path: Path,
-    device: torch.device,
+    device: torch.device, dtype: torch.dtype | None = None,
 ) -> Tensor:  # fmt: skip
     """Latents `[clips, C,t,h,w]` float16, kept in `path` (raw, memory-mapped). Goes on where it
-    stopped; a larger number of clips extends the file."""
+    stopped; a larger number of clips extends the file. `dtype` as in `loop.train`."""
     c = recipe.config
+    dtype = dtype or autocast_dtype(device)
     shape = (recipe.clips // BLOCK * BLOCK, *c.latent_shape)
     count = torch.Size(shape).numel()
     _reserve(path, 2 * count)
@@ -94,7 +95,7 @@ def encode_dataset(
     for start in tqdm(range(done, shape[0], BLOCK), desc="encoding clips", mininterval=1):
         generator = step_generator(recipe.schedule.seed + 1, start)
         clips = training_clips(generator, BLOCK, c.chunk_frames, c.size, real, recipe.real_share)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             for i in range(0, BLOCK, 16):
                 latents = vae.encode(clips[i : i + 16].to(device))
                 data[start + i : start + i + 16] = latents.half().cpu()
