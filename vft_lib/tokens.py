@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save
 from torch import Tensor
 
-from .config.tokenizer import MAX_FPS, MAX_TEXT, MIN_FPS
+from .config.fields import MAX_TEXT
+from .config.tokenizer import MAX_FPS, MIN_FPS
 from .errors import TokenFileError, VftError, printable
 from .files.atomic import write_bytes
 from .files.untrusted import open_tensors, read_json

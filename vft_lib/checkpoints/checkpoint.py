@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..autoencoder.vae import VideoAutoencoder
+from ..config.fields import typed_value
 from ..config.prior import PriorConfig
-from ..config.tokenizer import TokenizerConfig, VAEConfig, typed_value
+from ..config.tokenizer import TokenizerConfig, VAEConfig
 from ..errors import CheckpointError, ConfigError
 from ..files.atomic import replacing
 from ..files.tensor_files import Cast, Source, digest, digests, write_safetensors

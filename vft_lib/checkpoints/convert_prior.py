@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..config.fields import MAX_NAMES, typed_value
 from ..config.prior import PriorConfig
-from ..config.tokenizer import MAX_NAMES, typed_value
 from ..errors import CheckpointError, ConfigError, one_line
 from ..files.tensor_files import Source
 from .checkpoint import check_shapes, weight_shapes

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
+from ..config.fields import typed_value
 from ..config.tokenizer import (
     DecoderStep,
     MaskConfig,
@@ -19,7 +20,6 @@ from ..config.tokenizer import (
     PosembConfig,
     PosembKind,
     TransformerConfig,
-    typed_value,
 )
 from ..errors import ConfigError
 

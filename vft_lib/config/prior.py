@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ConfigError
-from .tokenizer import (
-    MAX_DEPTH,
-    MAX_WIDTH,
-    canonical,
-    check_fps,
-    check_levels,
-    from_json,
-)
+from .fields import canonical, from_json
+from .tokenizer import MAX_DEPTH, MAX_WIDTH, check_fps, check_levels
 
 Conditioning = Literal["class", "text", "both"]
 

@@ -11,7 +11,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config.tokenizer import build
+from ..config.fields import build
 from ..errors import CheckpointError, ConfigError, VftError
 from ..files.packaged import packaged
 from ..files.untrusted import plain
