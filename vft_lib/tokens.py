@@ -1,13 +1,8 @@
-"""The token grid and its file.
-
-A `.vft` file is a safetensors container: one tensor `ids` (`U16`, `[t,k]`) and one metadata entry
-`vft` with JSON. 21 latent frames at 32 ids each are 1,344 bytes of ids and some 400 of header.
-"""
+"""Clips as grids of ids, coarse to fine."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,20 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import save
 from torch import Tensor
 
-from .config.fields import MAX_TEXT
-from .config.tokenizer import MAX_FPS, MIN_FPS
-from .errors import TokenFileError, VftError, printable
-from .files.atomic import write_bytes
-from .files.untrusted import open_tensors, read_json
-
-VERSION = 1
-MAX_FILE_BYTES = 1 << 28  # 256 MiB: two weeks of video at 32 ids per latent frame
-MAX_FRAMES = 1 << 31
-MAX_SIDE = 1 << 16  # pixels
+from .errors import VftError
+from .token_file import read_token_file, write_token_file
 
 
 @dataclass(frozen=True)
@@ -79,6 +64,11 @@ class Tokens:
         """Duration of the real frames."""
         return self.frames / self.fps
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Every field but the ids."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "ids"}
+
     def truncate(self, budget: int) -> Tokens:
         """Keep the first `budget` ids of every latent frame; nothing is encoded again.
 
@@ -119,79 +109,10 @@ class Tokens:
             raise VftError(f"a token file holds one clip, got {len(self)}; save tokens[i] each")
         if not 0 <= int(self.ids.min()) <= int(self.ids.max()) < 1 << 16:
             raise VftError(f"ids go up to {int(self.ids.max())}; a token file holds 0 to 65535")
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del fields["ids"]
-        meta = {"version": VERSION} | {k: v for k, v in fields.items() if v is not None}
-        ids = self.ids[0].numpy().astype(np.uint16)
-        header = {**(notes or {}), "vft": json.dumps(meta, separators=(",", ":"))}
-        write_bytes(path, save({"ids": ids}, header))
+        write_token_file(path, self.facts, self.ids[0].numpy().astype(np.uint16), notes)
 
     @staticmethod
     def load(path: str | Path) -> Tokens:
         """Read a token file. Anything but a sound one raises TokenFileError with one line."""
-        path = Path(path)
-        try:
-            if path.stat().st_size > MAX_FILE_BYTES:
-                raise TokenFileError(f"{path} has {path.stat().st_size} bytes: no token file")
-            with open_tensors(path, "np") as f:
-                meta = read_json((f.metadata() or {}).get("vft", "null"))
-                if not isinstance(meta, dict) or "version" not in meta:
-                    raise TokenFileError(f"{path} is a safetensors file, but not a token file")
-                if meta["version"] != VERSION:
-                    raise TokenFileError(
-                        f"{path} is a token file of version {str(meta['version'])[:20]!r}; this "
-                        f"program reads version {VERSION}: update it"
-                    )
-                if list(f.keys()) != ["ids"]:
-                    raise TokenFileError(f"{path} holds other tensors than the one named 'ids'")
-                kind, shape = f.get_slice("ids").get_dtype(), f.get_slice("ids").get_shape()
-                if kind != "U16" or len(shape) != 2 or 0 in shape:
-                    raise TokenFileError(f"{path}: ids are {kind} {shape}, expected U16 [t,k]")
-                ids = torch.from_numpy(f.get_tensor("ids").astype(np.int64))[None]
-        except FileNotFoundError:
-            raise TokenFileError(f"{path} does not exist") from None
-        except VftError:
-            raise
-        except (OSError, SafetensorError, ValueError) as e:
-            raise TokenFileError(f"{path} is not a readable token file: {e}") from None
-        return Tokens(ids=ids, **_checked(meta, path))
-
-
-def _checked(meta: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The metadata fields, typed and in range; unknown entries are ignored (newer minor fields)."""
-
-    def fail(name: str) -> TokenFileError:
-        return TokenFileError(f"{path}: metadata entry {name!r} is {str(meta.get(name))[:80]!r}")
-
-    def text(name: str, optional: bool = False) -> str | None:
-        value = meta.get(name)
-        if value is None and optional:
-            return None
-        if isinstance(value, str) and len(value) <= MAX_TEXT and (optional or printable(value)):
-            return value
-        raise fail(name)
-
-    def pair(name: str, optional: bool = False) -> tuple[int, int] | None:
-        value = meta.get(name)
-        if value is None and optional:
-            return None
-        if (
-            isinstance(value, list)
-            and len(value) == 2
-            and all(type(v) is int and 0 < v <= MAX_SIDE for v in value)
-        ):
-            return value[0], value[1]
-        raise fail(name)
-
-    frames, fps = meta.get("frames"), meta.get("fps")
-    if type(frames) is not int or not 1 <= frames <= MAX_FRAMES:
-        raise fail("frames")
-    if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not MIN_FPS <= fps <= MAX_FPS:
-        raise fail("fps")
-    if meta.get("fit") not in ("crop", "pad", "stretch"):
-        raise fail("fit")
-    return {
-        "tokenizer": text("tokenizer"), "fingerprint": text("fingerprint"), "frames": frames,
-        "fps": float(fps), "size": pair("size"), "source_size": pair("source_size", True),
-        "fit": meta["fit"], "source": text("source", True),
-    }  # fmt: skip
+        facts, ids = read_token_file(Path(path))
+        return Tokens(ids=torch.from_numpy(ids.astype(np.int64))[None], **facts)

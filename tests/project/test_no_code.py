@@ -30,6 +30,7 @@ CALLS = {
 KEYWORDS = {"trust_remote_code": False, "allow_pickle": False, "use_safetensors": True}
 
 ALLOWED = {
+    ("vft_lib/__init__.py", "import importlib.import_module"): "of our own modules, named there",
     ("vft_lib/config/fields.py", "typing.get_type_hints"): "of our own dataclasses",
     ("vft_lib/models/hub_files.py", "sys.modules"): "asks whether huggingface_hub is there",
     ("vft_lib/train/data.py", "import importlib.util"): "find_spec of a constant: is it installed",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,7 @@ def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
 def save_tokens(args: argparse.Namespace, tokens: Tokens, out: Path) -> None:
     """Write a token file and say what is in it."""
     tokens.save(out)
-    facts = token_facts(out, tokens)
+    facts = token_facts(out, tokens.facts, tokens.ids.shape[1:])
     t, k = facts["grid"]
     text = (
         f"{out}: {t} x {k} = {tokens.count} tokens, {tokens.id_bytes} bytes "
@@ -103,15 +102,14 @@ def save_tokens(args: argparse.Namespace, tokens: Tokens, out: Path) -> None:
     answer(args, text, facts)
 
 
-def token_facts(file: Path, tokens: Tokens) -> dict[str, Any]:
-    """What there is to say of a token file."""
-    t, k = tokens.ids.shape[1:]
-    facts = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
-    del facts["ids"]
+def token_facts(file: Path, facts: dict[str, Any], grid: Sequence[int]) -> dict[str, Any]:
+    """What there is to say of a token file: `facts` as in `Tokens.facts`, grid (t, k)."""
+    t, k = grid
+    seconds = facts["frames"] / facts["fps"]
     return {"file": file, "kind": "tokens"} | facts | {
-        "grid": [t, k], "budget": k, "ids": tokens.count, "id_bytes": tokens.id_bytes,
-        "file_bytes": file.stat().st_size, "seconds": round(tokens.seconds, 3),
-        "bits_per_second": round(8 * tokens.id_bytes / tokens.seconds, 1),
+        "grid": [t, k], "budget": k, "ids": t * k, "id_bytes": 2 * t * k,
+        "file_bytes": file.stat().st_size, "seconds": round(seconds, 3),
+        "bits_per_second": round(16 * t * k / seconds, 1),
     }  # fmt: skip
 
 

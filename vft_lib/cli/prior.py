@@ -98,7 +98,7 @@ def _generate(args: argparse.Namespace) -> None:
     facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
     text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} written tokens"
     if args.tokens_out is not None:
-        facts["tokens"] = token_facts(args.tokens_out, tokens)
+        facts["tokens"] = token_facts(args.tokens_out, tokens.facts, tokens.ids.shape[1:])
         text += f", kept in {args.tokens_out}"
     answer(args, text, facts | {"prior": prior.config.name, "seed": args.seed})
 

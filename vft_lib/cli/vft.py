@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import VftError, one_line
 from ..files.atomic import alone, check_place
-from ..tokenizer.memory import out_of_memory
 from .common import (
     DTYPES,
     MAX_LINE,
@@ -52,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     except VftError as e:
         code, line = 2, f"error: {e}"
     except (MemoryError, RuntimeError) as e:
+        from ..tokenizer.memory import out_of_memory  # imports torch
+
         if not out_of_memory(e):
             raise
         code = 2
@@ -244,15 +245,17 @@ def _sound_beside(file: Path, tokens: Tokens) -> Path | None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from ..tokens import Tokens
-    from ..video.video_in import probe
-
     file, kind = args.file, "" if args.file is None else args.file.suffix.lower()
     if file is None or str(file) == "default" or kind == ".safetensors" or file.is_dir():
         facts = _model_facts(args, args.tokenizer if file is None else str(file))
     elif kind == ".vft":
-        facts = token_facts(file, Tokens.load(file))
+        from ..token_file import read_token_file  # does without torch
+
+        facts, ids = read_token_file(file)
+        facts = token_facts(file, facts, ids.shape)
     else:
+        from ..video.video_in import probe
+
         facts = {"file": file, "kind": "clip"} | dataclasses.asdict(probe(file))
     lines = [f"{k.replace('_', ' '):18}{one_line(_plain(v), MAX_LINE)}" for k, v in facts.items()]
     answer(args, "\n".join(lines), facts)
