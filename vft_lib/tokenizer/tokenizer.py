@@ -101,7 +101,10 @@ class Tokenizer(nn.Module):
         first). Returns the name of what that is; VftError says why one cannot run here. The
         results are the same but for rounding."""
         trunks = (self.encoder.trunk, self.decoder.trunk)
-        chosen = [attention.choose(backend, trunk.mask, self.device) for trunk in trunks]
+        chosen = [
+            attention.choose(backend, trunk.mask, self.device, trunk.head_dim, self.dtype)
+            for trunk in trunks
+        ]
         for trunk in trunks:
             trunk.backend = backend
         return chosen[1]
