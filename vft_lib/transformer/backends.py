@@ -95,8 +95,9 @@ def xformers_bias(layout: Layout, batch: int, device: torch.device) -> Any:
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
-    """PyTorch's flex attention, on CUDA devices only (:func:`attention.refusal`), compiled once for each kind of mask: blocks that no query sees are
-    skipped, the others are masked where they are cut."""
+    """PyTorch's flex attention, for CUDA devices (:func:`attention.refusal`), compiled once for
+    each kind of mask: blocks that no query sees are skipped, others are masked where they are cut.
+    """
     weigh = None
     if layout.weight > 1:
         bias = key_bias(layout, q.device)
