@@ -5,21 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast test-offline test-comfyui lint format install clean
+.PHONY: demo test test-all test-offline test-comfyui lint format install clean
 
 demo: $(STAMP)
 	$(BIN)/vft demo --out demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest
+# WORKERS processes with one thread each. test: a few minutes; test-all: with the long ones too.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
-test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+test: $(STAMP)
+	$(PYTEST) -m "not slow and not full"
+
+test-all: $(STAMP)
+	$(PYTEST)
 
 # The suite with loopback as its only network: nothing but a download may want another. Linux; a part
 # of it: make test-offline TESTS="tests/cli tests/models"
 test-offline: $(STAMP)
-	VFT_MUST_BE_OFFLINE=1 sh tests/comfyui/offline.sh $(BIN)/python -m pytest $(TESTS)
+	VFT_MUST_BE_OFFLINE=1 sh tests/comfyui/offline.sh $(PYTEST) $(TESTS)
 
 # The pack in a real ComfyUI, headless on the CPU and off the network:
 #   make test-comfyui COMFYUI=/path/to/ComfyUI COMFYUI_PYTHON=/path/to/its/python

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from offline import leaves_this_machine
 
 from vft_lib.checkpoints.checkpoint import save_tokenizer
@@ -27,6 +29,13 @@ from vft_lib.config.tokenizer import (
 from vft_lib.models.loading import load_tokenizer
 from vft_lib.tokenizer.tokenizer import Tokenizer
 
+# One thread, here and in what a test starts: xdist's workers share the processor, and sums are
+# added up in the same order everywhere.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+settings.load_profile("suite")
+
 # Those need a ComfyUI: `make test-comfyui`.
 collect_ignore = [] if "COMFYUI" in os.environ else ["comfyui"]
 
@@ -40,6 +49,17 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_watch)  # for good: Python has no way to take one away
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was skipped, and why, in one line."""
+    why = Counter(
+        str(report.longrepr[2]).removeprefix("Skipped: ")
+        for report in terminalreporter.stats.get("skipped", [])
+    )
+    if why:
+        line = ", ".join(f"{count} ({reason})" for reason, count in sorted(why.items()))
+        terminalreporter.write_line(f"skipped: {line}")
 
 
 @pytest.fixture(autouse=True)

@@ -239,7 +239,7 @@ def test_ctrl_c_is_one_line(vft: Vft, tokens: Path, monkeypatch: pytest.MonkeyPa
     def interrupt(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Tokens, "load", interrupt)
+    monkeypatch.setattr("vft_lib.token_file.read_token_file", interrupt)
     assert vft.run("info", tokens) == (130, "", "vft: interrupted\n")
 
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -169,25 +167,3 @@ def test_a_clip_s_name_does_not_reach_the_terminal_as_it_is(
 def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.vft")
     assert "no regular file" in refused(tmp_path / "a.vft")
-
-
-@pytest.mark.slow
-def test_the_hunt_begins_with_what_is_kept(tmp_path: Path) -> None:
-    pytest.importorskip("atheris", reason="coverage-guided hunts need pip install '.[fuzz]'")
-    hunt: list[str] = [
-        sys.executable,
-        "-m",
-        "tests.fuzz",
-        "catalog",
-        "--seconds",
-        "4",
-        "--corpus",
-        str(tmp_path),
-    ]
-    run = subprocess.run(hunt, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert "INITED cov:" in run.stderr
-    names = {p.name for p in (tmp_path / "catalog").iterdir()}
-    assert {"example-0", "seed-dotted"} <= names
-    assert len(names) > 8, "nothing new was reached"
-    assert not list((tmp_path / "catalog" / "found").iterdir())

@@ -44,6 +44,7 @@ def peak_megabytes(clip: Path, tokenizer: Path) -> int:
     return int(run.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
 def test_memory_does_not_grow_with_the_clip(tmp_path: Path, tiny_checkpoint: Path) -> None:
     short, long = (write_1080p(tmp_path / f"{n}.mp4", n) for n in (17, 300))

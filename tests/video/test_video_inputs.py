@@ -87,6 +87,7 @@ def whole_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_random_damage_gives_frames_or_one_line_and_nothing_else(whole_files: Path) -> None:
     """Twelve kinds of file, 40 damages each. Found an IndexError (GIF), a ValueError of PyAV's side
     data, a 200 megapixel frame in a 20 kB FLV, and a picture held for years."""
@@ -329,6 +330,7 @@ def giant() -> np.ndarray:
     return np.stack([x >> 5, y >> 5, (x + y) >> 6], -1).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "megabytes"),
     [("a.jpg", 40), ("a.png", 180), ("alpha.png", 320), ("grey16.png", 300), ("a.bmp", 180)],
