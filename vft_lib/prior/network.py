@@ -6,7 +6,7 @@ that. Float32 islands: the norms and the factorized head's sums; else the dtype 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,11 +26,24 @@ class Condition:
     text: list[tuple[Tensor, Tensor]] | None = None
     attend: Tensor | None = None
 
+    def additive(self, dtype: torch.dtype) -> Condition:
+        """The same with `attend` as what is added to logits, which else each block makes of it."""
+        if self.attend is None or self.attend.dtype != torch.bool:
+            return self
+        return replace(self, attend=additive(self.attend, dtype))
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where `seen` is True, else -inf."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, -torch.inf)
+
 
 class Cache:
-    """Keys and values of the ids so far, allocated once: `[depth,B,heads,length,head_dim]` each."""
+    """Keys and values of the ids so far, allocated once: `[depth,B,heads,length,head_dim]` each,
+    `length` or a few more."""
 
     def __init__(self, c: PriorConfig, batch: int, length: int, like: Tensor) -> None:
+        length = -(-length // 16) * 16  # as the kernels on a GPU like it
         shape = (c.depth, batch, c.width // c.head_dim, length, c.head_dim)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
 
@@ -57,18 +70,17 @@ class SelfAttention(nn.Module):
         self.proj = ops.Linear(c.width, c.width, bias=False)
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, Tensor] | None = None, at: int | Tensor = 0
-    ) -> Tensor:
-        """x `[B,n,d]` at positions at..at+n-1. `at` as a tensor [1] (n = 1): shapes never change
-        from step to step, which is what can be compiled and captured."""
+        self, x: Tensor, past: tuple[Tensor, Tensor] | None = None, at: int | Tensor = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x `[B,n,d]` at positions at..at+n-1. `at` as a tensor [1] (n = 1), with a `mask` over the
+        whole cache: shapes never change from step to step, which is what can be compiled and
+        captured."""
         n = x.shape[1]
         qkv = self.qkv(x).unflatten(-1, (3, -1, self.head_dim))  # (B, n, 3, heads, head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, n, head_dim) each
-        mask = None
         if past is not None and isinstance(at, Tensor):
             k, v = (p.index_copy_(2, at, new) for p, new in zip(past, (k, v)))
-            mask = torch.arange(k.shape[2], device=k.device) <= at
-            mask = mask.view(1, 1, 1, -1)
         elif past is not None:
             assert isinstance(at, int)
             assert at == 0 or n == 1
@@ -127,9 +139,9 @@ class PriorBlock(nn.Module):
 
     def forward(
         self, x: Tensor, text: tuple[Tensor, Tensor] | None, attend: Tensor | None,
-        past: tuple[Tensor, Tensor] | None, at: int | Tensor,
+        past: tuple[Tensor, Tensor] | None, at: int | Tensor, mask: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        x = x + self.dropout(self.attention(self.norm1(x), past, at))
+        x = x + self.dropout(self.attention(self.norm1(x), past, at, mask))
         if text is not None and attend is not None:
             x = x + self.dropout(self.cross(self.norm_cross(x), text, attend))
         return x + self.dropout(self.mlp(self.norm2(x)))
@@ -215,10 +227,14 @@ class PriorNetwork(nn.Module):
         self, x: Tensor, condition: Condition, cache: Cache | None = None, at: int | Tensor = 0
     ) -> Tensor:
         """Inputs `[B,n,d]` of positions at..at+n-1 -> what the head reads `[B,n,d]`."""
+        mask = None
+        if cache is not None and isinstance(at, Tensor):
+            place = torch.arange(cache.keys.shape[3], device=x.device)
+            mask = additive(place <= at, x.dtype).view(1, 1, 1, -1)
         for i, block in enumerate(self.blocks):
             past = None if cache is None else (cache.keys[i], cache.values[i])
             text = None if condition.text is None else condition.text[i]
-            x = block(x, text, condition.attend, past, at)
+            x = block(x, text, condition.attend, past, at, mask)
         return self.norm(x)
 
     def forward(self, ids: Tensor, condition: Condition) -> Tensor:

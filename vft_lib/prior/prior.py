@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -23,8 +24,9 @@ from ..config.prior import PriorConfig
 from ..errors import VftError
 from ..tokenizer.tokenizer import Progress, Tokenizer, part_of
 from ..tokens import Tokens
+from ..transformer.graphs import Graphs, Outputs, Pace
 from .network import Cache, Condition, PriorNetwork
-from .sampling import Sampler, guide
+from .sampling import AHEAD, Sampler, guide
 from .text import TextEncoder, split_words
 from .umt5 import prepare_states
 
@@ -37,6 +39,11 @@ def time_first(ids: Tensor) -> Tensor:
 def to_grid(flat: Tensor, latent_frames: int) -> Tensor:
     """Flat `[B,k·t]` -> grid `[B,t,k]`."""
     return flat.unflatten(1, (-1, latent_frames)).transpose(1, 2)
+
+
+def column(x: Tensor, at: int | Tensor) -> Tensor:
+    """Column `at` of `[B,n]`, `at` a number or a tensor [1] on the device."""
+    return x[:, at] if isinstance(at, int) else x.index_select(1, at)[:, 0]
 
 
 class Prior(nn.Module):
@@ -53,6 +60,8 @@ class Prior(nn.Module):
         encoder = config.text_encoder
         self.text = None if encoder is None else TextEncoder(encoder, ops)
         self.compiled: Callable[..., Tensor] | None = None
+        self.graphs = Graphs()
+        """The step of one id as a CUDA graph; `graphs.use` is its switch."""
         self._device: torch.device | None = None
 
     @property
@@ -166,7 +175,7 @@ class Prior(nn.Module):
     @torch.inference_mode()
     def sample(
         self, condition: Condition, length: int, *, guidance: float = 1.0,
-        choose: Callable[[Tensor], Tensor] | None = None, prefix: Tensor | None = None,
+        choose: Sampler | None = None, prefix: Tensor | None = None,
         known: Tensor | None = None,
         on_id: Callable[[int, Tensor], None] | None = None,
     ) -> Tensor:  # fmt: skip
@@ -174,13 +183,14 @@ class Prior(nn.Module):
         not negative, its id is taken in place of the chosen one.
 
         With `guidance` other than 1 the condition holds 2B rows, the second half null, and both
-        run as one batch. `choose(logits [B,V]) -> ids [B]` defaults to the likeliest.
-        `on_id(done, flat ids)` is called after each.
+        run as one batch. `choose` defaults to the likeliest id. `on_id(done, flat ids)` is called
+        after each; on a GPU, whose queue holds a few more, `flat` has what had been written when
+        it is read.
         """
         rows = len(condition.start)
         guided = guidance != 1
         batch = rows // 2 if guided else rows
-        choose = choose or (lambda logits: logits.argmax(-1))
+        choose = choose or Sampler([0] * batch, temperature=0)
         flat = torch.zeros(batch, length, dtype=torch.int64, device=self.device)
         m = 0 if prefix is None else prefix.shape[1]
         if prefix is not None:
@@ -189,24 +199,53 @@ class Prior(nn.Module):
             return flat.cpu()
         network = self.network
         known = None if known is None else known.to(self.device)
+        graphs = self.graphs.begin(network, self.device, rows)
+        fixed = graphs is not None or self.compiled is not None  # shapes never change
+        if fixed:
+            condition = condition.additive(network.positions.dtype)
         cache = Cache(self.config, rows, length, network.positions)
         given = flat[:, :m].repeat(2, 1) if guided else flat[:, :m]
         hidden = network.trunk(network.inputs(given, condition), condition, cache)
-        for i in range(m, length):
+        step = self.compiled or self.step
+        # Where the next id goes: on the device, so that nothing has to be sent there for each.
+        here = torch.full((1,), m, device=self.device)
+
+        def write(hidden: Tensor, noise: Tensor, at: int | Tensor) -> None:
             logits = network.head(hidden[:, -1]).float()
-            chosen = choose(guide(logits, guidance) if guided else logits)
+            chosen = choose.pick(guide(logits, guidance) if guided else logits, noise)
             if known is not None:
-                chosen = torch.where(known[:, i] >= 0, known[:, i], chosen)
-            flat[:, i] = chosen
-            if on_id is not None:
-                on_id(i + 1, flat)
-            if i + 1 < length:
-                chosen = flat[:, i].repeat(2) if guided else flat[:, i]
-                if self.compiled is None:
-                    hidden = self.step(chosen, condition, cache, i + 1)
-                else:
-                    at = torch.tensor([i + 1], device=self.device)
-                    hidden = self.compiled(chosen, condition, cache, at)
+                forced = column(known, at)
+                chosen = torch.where(forced >= 0, forced, chosen)
+            if isinstance(at, int):
+                flat[:, at] = chosen
+            else:
+                flat.index_copy_(1, at, chosen[:, None])
+
+        def next_id(noise: Tensor, at: int | Tensor = here) -> Outputs:
+            before = column(flat, at - 1)
+            hidden = step(before.repeat(2) if guided else before, condition, cache, at)
+            write(hidden, noise, at)
+            if isinstance(at, Tensor):
+                at.add_(1)
+            return ()
+
+        pace = Pace(self.device, AHEAD)
+        run = Graphs.plain if graphs is None else graphs.run
+        try:
+            with closing(choose.draws(self.config.vocab, self.device, length - m)) as draws:
+                for i, noise in enumerate(draws, m):
+                    if i == m:
+                        write(hidden, noise, m)
+                        here.add_(1)
+                    elif fixed:
+                        run("next id", next_id, noise)
+                    else:
+                        next_id(noise, i)
+                    if on_id is not None:
+                        pace()
+                        on_id(i + 1, flat)
+        finally:
+            self.graphs.clear()  # they read this call's cache
         return flat.cpu()
 
     def step(
@@ -216,13 +255,10 @@ class Prior(nn.Module):
         return self.network.trunk(self.network.next_input(ids, at), condition, cache, at)
 
     def compile_step(self, backend: str = "inductor") -> Prior:
-        """Compile the step of one id from now on (torch.compile; with CUDA graphs on a GPU).
-        Shapes never change from step to step: it is compiled once for each batch size and budget,
-        which takes a while, so it pays for many clips. The ids are the same. Returns self."""
-        graphs = "reduce-overhead" if self.device.type == "cuda" and backend == "inductor" else None
-        self.compiled = torch.compile(
-            self.step, fullgraph=True, dynamic=False, backend=backend, mode=graphs
-        )
+        """Compile the step of one id from now on (torch.compile). Shapes never change
+        from step to step: it is compiled once for each batch size and budget, which takes a while,
+        so it pays for many clips. The ids are the same. Returns self."""
+        self.compiled = torch.compile(self.step, fullgraph=True, dynamic=False, backend=backend)
         return self
 
     def _write(

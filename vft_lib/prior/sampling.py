@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from ..errors import VftError
+
+AHEAD = 8  # steps whose numbers are drawn ahead of a GPU
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
@@ -57,7 +61,7 @@ def above_threshold(logits: Tensor, p: float) -> Tensor:
     high = torch.full_like(low, 0x3F800000)  # 1.0
     for _ in range(31):
         middle = (low + high + 1) // 2
-        enough = torch.where(bits >= middle, share, 0).sum(-1, keepdim=True) >= p
+        enough = share.masked_fill(bits < middle, 0).sum(-1, keepdim=True) >= p
         low, high = torch.where(enough, middle, low), torch.where(enough, high, middle - 1)
     return logits.masked_fill(bits < low, -torch.inf)
 
@@ -91,6 +95,38 @@ class Sampler:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Logits `[B,V]` float32 -> ids `[B]`."""
+        return self.pick(logits, self.draw(logits.shape[-1], logits.device))
+
+    def draw(self, vocab: int, device: torch.device) -> Tensor:
+        """The numbers of the next step `[B,V]` float32, log E; `[B,0]` where none are needed. On a
+        GPU they arrive from pinned memory: the host goes on at once."""
+        if self.temperature == 0:
+            return torch.empty(len(self.generators), 0, device=device)
+        noise = self._drawn(vocab, pin=device.type == "cuda")
+        return noise.to(device, non_blocking=True)
+
+    def draws(self, vocab: int, device: torch.device, count: int) -> Iterator[Tensor]:
+        """:meth:`draw`, `count` times. For a GPU a thread draws ahead: it takes about as long as
+        a small network takes for an id."""
+        if self.temperature == 0 or device.type != "cuda":
+            for _ in range(count):
+                yield self.draw(vocab, device)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ahead: deque[Future[Tensor]] = deque()
+            for i in range(count):
+                while len(ahead) < min(AHEAD, count - i):
+                    ahead.append(pool.submit(self._drawn, vocab, True))
+                yield ahead.popleft().result().to(device, non_blocking=True)
+
+    def _drawn(self, vocab: int, pin: bool) -> Tensor:
+        drawn = [torch.empty(vocab).exponential_(generator=g) for g in self.generators]
+        noise = torch.stack(drawn).clamp(min=torch.finfo(torch.float32).tiny).log()
+        return noise.pin_memory() if pin else noise
+
+    def pick(self, logits: Tensor, noise: Tensor) -> Tensor:
+        """Logits `[B,V]` float32 and the numbers of :meth:`draw` -> ids `[B]`. The host waits for
+        nothing here, on a GPU."""
         if self.temperature == 0:
             return logits.argmax(-1)
         logits = logits / self.temperature
@@ -98,8 +134,4 @@ class Sampler:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p is not None:
             logits = keep_top_p(logits, self.top_p)
-        drawn = [torch.empty(logits.shape[-1]).exponential_(generator=g) for g in self.generators]
-        noise = torch.stack(drawn).clamp(min=torch.finfo(torch.float32).tiny).log()
-        if logits.is_cuda:  # from pinned memory, so that the host goes on at once
-            noise = noise.pin_memory().to(logits.device, non_blocking=True)
         return (logits - noise).argmax(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,16 @@ class Modulation:
 
     def at(self, i: int) -> Modulation:
         """That of timestep i alone."""
-        head = None if self.head is None else self.head[i : i + 1]
-        return Modulation([b[i : i + 1] for b in self.blocks], head)
+        return Modulation.of([t[i : i + 1] for t in self.tensors()], self.head is not None)
+
+    def tensors(self) -> list[Tensor]:
+        """The blocks', then the head's, if there is one."""
+        return [*self.blocks] if self.head is None else [*self.blocks, self.head]
+
+    @staticmethod
+    def of(tensors: Sequence[Tensor], head: bool) -> Modulation:
+        """Inverse of :meth:`tensors`."""
+        return Modulation([*tensors[:-1]], tensors[-1]) if head else Modulation([*tensors], None)
 
 
 class Decoder(nn.Module):

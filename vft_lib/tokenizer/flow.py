@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VftError
+from ..transformer.graphs import Pace
 
 Velocity = Callable[[Tensor, float], tuple[Tensor, Tensor | None]]
 """(latents, time) -> conditional and, under guidance, unconditional velocity."""
@@ -118,6 +119,7 @@ def sample(
         cond, uncond = velocity(x, t)
         return cond if uncond is None else guidance(cond, uncond)
 
+    pace = Pace(noise.device)
     x = noise.float()
     for i, (t, after) in enumerate(itertools.pairwise(schedule.times())):
         x, step = pin(x), t - after
@@ -130,5 +132,6 @@ def sample(
             v = (v + ask(pin(x - v * step), after)) / 2
         x = x - v * step
         if progress is not None:
+            pace()
             progress(i + 1, schedule.steps)
     return pin(x)

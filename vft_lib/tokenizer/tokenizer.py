@@ -20,6 +20,7 @@ from ..config.tokenizer import TokenizerConfig, check_fps
 from ..errors import VftError
 from ..tokens import Tokens
 from ..transformer import attention
+from ..transformer.graphs import Graphs, Outputs
 from . import flow
 from .decoder import Decoder, Modulation
 from .encoder import Encoder
@@ -52,6 +53,8 @@ class Tokenizer(nn.Module):
         """Latent frames that the autoencoder works on at a time; None: a whole chunk. The same
         result, in less memory: see :meth:`limit_memory`."""
         self.compiled: Callable[..., Tensor] | None = None
+        self.graphs = Graphs()
+        """Steps of the flow decoder as CUDA graphs; `graphs.use` is their switch."""
         self._device: torch.device | None = None
 
     @property
@@ -275,17 +278,23 @@ class Tokenizer(nn.Module):
                     assert progress is not None
                     progress(i * steps + (a * total + (b - a) * done) // batch, chunk_count * steps)
 
-                return self._decode_chunk(
-                    chunk_ids[a:b], noise[a:b], schedule, flow.Guidance(scale, use_apg),
-                    None if given is None else given[a:b], None if keep is None else keep[a:b],
-                    progress and report, estimate, tight,
-                )  # fmt: skip
+                try:
+                    return self._decode_chunk(
+                        chunk_ids[a:b], noise[a:b], schedule, flow.Guidance(scale, use_apg),
+                        None if given is None else given[a:b], None if keep is None else keep[a:b],
+                        progress and report, estimate, tight,
+                    )  # fmt: skip
+                except BaseException:
+                    self.graphs.clear()
+                    raise
 
             video = in_parts(clips, batch, self._at_once(batch), low_memory)
             given = video[:, :, -1:] if c.overlap else None  # unclamped
             fresh = video[:, :, c.overlap if i else 0 :][:, :, :left]
             left -= fresh.shape[2]
             fresh = fresh.float()
+            if i + 1 == chunk_count:
+                self.graphs.clear()
             yield (fresh.clamp(-1, 1) if clamp else fresh).cpu()
 
     def _decode_chunk(
@@ -325,23 +334,27 @@ class Tokenizer(nn.Module):
         decoder, guided = self.decoder, guidance.scale != 1
         codes = self.fsq.codes(ids.to(self.device))
         codes = nn.functional.pad(codes, (0, 0, 0, self.config.registers - k))  # beyond k: masked
-        keep = torch.full((b,), k) if keep is None else keep
+        keep = torch.full((b,), k) if keep is None else keep.cpu()
+        most = int(keep.max())
         span = self.config.encoder.patch_size[0]  # latent frames per row of ids
         prefix = torch.full((b,), 0 if pinned is None else pinned.shape[2] // span)
         keep, prefix = keep.to(self.device), prefix.to(self.device)
         no = torch.zeros_like(keep, dtype=torch.bool)
         full = decoder.prepare(codes, keep, prefix, no)
-        registers, weight = decoder.merge(full, int(keep.max()))
+        registers, weight = decoder.merge(full, most)
+        patches = math.prod(noise.shape[2:]) // (t * math.prod(decoder.patch_size[1:]) * span)
         if guided:
             null = decoder.prepare(codes, keep, prefix, ~no)
             short, short_weight = decoder.merge(null, 0)
-            patches = math.prod(noise.shape[2:]) // (t * math.prod(decoder.patch_size[1:]) * span)
             more = registers.shape[2] - short.shape[2]
             together = not low_memory and more <= ONE_BATCH * (patches + short.shape[2])
             if together:  # merged alike: beyond the largest budget the null's slots are equal too
                 registers = torch.cat([registers, null[:, :, : registers.shape[2]]])
+        else:
+            short, short_weight, together = registers, 1, False
         # The same for all clips, so computed once; in parts, as it takes memory.
         times = schedule.asked()
+        asked = torch.tensor(times, device=self.device)
         index = {time: i for i, time in enumerate(times)}
         modulation: dict[int, Modulation] = {}
 
@@ -349,20 +362,28 @@ class Tokenizer(nn.Module):
             part, i = divmod(index[time], AT_ONCE)
             if part not in modulation:
                 modulation.clear()
-                some = torch.tensor(times[part * AT_ONCE :][:AT_ONCE], device=self.device)
+                some = asked[part * AT_ONCE :][:AT_ONCE]
                 modulation[part] = decoder.modulate(some, registers.dtype)
             return modulation[part].at(i)
 
         step = decoder if self.compiled is None else self.compiled
 
-        def velocity(x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
-            m = modulate(time)
+        def passes(x: Tensor, first: Tensor, second: Tensor, *modulation: Tensor) -> Outputs:
+            m = Modulation.of(modulation, decoder.head_modulation is not None)
             if not guided:
-                return step(x, m, registers, weight), None
+                return (step(x, m, first, weight),)
             if not together:
-                return step(x, m, registers, weight), step(x, m, short, short_weight)
-            cond, uncond = step(torch.cat([x, x]), m, registers, weight).chunk(2)
-            return cond, uncond
+                return step(x, m, first, weight), step(x, m, second, short_weight)
+            return step(torch.cat([x, x]), m, first, weight).chunk(2)
+
+        rows = (patches + registers.shape[2]) * len(registers) * t
+        graphs = None if low_memory else self.graphs.begin(decoder, self.device, rows)
+        run = Graphs.plain if graphs is None else graphs.run
+        key = id(self.compiled), guided, together, weight, short_weight, decoder.trunk.backend
+
+        def velocity(x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
+            found = run(key, passes, x, registers, short, *modulate(time).tensors())
+            return found if guided else (found[0], None)  # type: ignore[return-value]
 
         return flow.sample(
             velocity, noise.to(self.device), schedule, guidance, pinned, progress, estimate

@@ -49,13 +49,20 @@ def fold_weights(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keys' weights as eight more channels: ln(weight) / scale in two parts, as one 16-bit number
     would be off by up to 1 % of the weight; queries have 1 there."""
-    log = key_bias(layout, q.device) / scale  # (T,)
-    high = log.to(k.dtype)
-    extra = torch.stack([high, (log - high.float()).to(k.dtype)], -1)
-    extra = F.pad(extra, (0, 6)).expand(*k.shape[:2], -1, -1)
+    extra = _weight_channels(layout, scale, q.device, k.dtype).expand(*k.shape[:2], -1, -1)
     return (
         torch.cat([q, torch.ones_like(q[..., :8])], -1), torch.cat([k, extra], -1), F.pad(v, (0, 8))
     )  # fmt: skip
+
+
+@remembered
+def _weight_channels(
+    layout: Layout, scale: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """`[T,8]`: two parts of ln(weight) / scale, then zeros."""
+    log = key_bias(layout, device) / scale  # (T,)
+    high = log.to(dtype)
+    return F.pad(torch.stack([high, (log - high.float()).to(dtype)], -1), (0, 6))
 
 
 def xformers(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:

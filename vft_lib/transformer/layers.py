@@ -22,6 +22,8 @@ from .attention import Layout, attend
 
 def norm(x: Tensor) -> Tensor:
     """LayerNorm over the last axis, no affine parameters, eps 1e-5, in float32."""
+    if x.is_cuda:  # its kernel computes in float32 whatever comes in
+        return F.layer_norm(x, x.shape[-1:], eps=1e-5).to(x.dtype)
     return F.layer_norm(x.float(), x.shape[-1:], eps=1e-5).to(x.dtype)
 
 
@@ -36,11 +38,9 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, layout: Layout | Tensor) -> Tensor:
-        q, k, v = (
-            w(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, head_dim)
-            for w in (self.wq, self.wk, self.wv)
-        )
-        y = attend(norm(q).to(v), norm(k).to(v), v, layout, 8 / self.head_dim)
+        q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        q, k, v = (y.transpose(1, 2) for y in (norm(q), norm(k), v))  # (B, heads, N, head_dim)
+        y = attend(q.to(v), k.to(v), v, layout, 8 / self.head_dim)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 

@@ -6,7 +6,9 @@ of frame 1, … In the published configs patches are called "prefix" and registe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
@@ -21,13 +23,36 @@ Result = TypeVar("Result")
 def remembered(function: Callable[..., Result]) -> Callable[..., Result]:
     """`lru_cache` that torch.compile can trace: while it does, the function is called as it is, and
     what it makes becomes a part of the graph."""
-    cached = lru_cache(maxsize=64)(function)
+
+    @lru_cache(maxsize=64)
+    def cached(*args: Any) -> Result:
+        with torch.inference_mode(False):  # who asks next may be training
+            return function(*args)
 
     @wraps(function)
     def call(*args: Any) -> Result:
-        return function(*args) if torch.compiler.is_compiling() else cached(*args)
+        if torch.compiler.is_compiling():
+            return function(*args)
+        result, held = cached(*args), _held.get()
+        if held is not None:
+            held.append(result)
+        return result
 
     return call
+
+
+_held: ContextVar[list[Any] | None] = ContextVar("held", default=None)
+
+
+@contextmanager
+def holding(results: list[Any]) -> Iterator[None]:
+    """Append what functions that are :func:`remembered` return to `results` meanwhile: a captured
+    step goes on reading it after it has been forgotten here."""
+    token = _held.set(results)
+    try:
+        yield
+    finally:
+        _held.reset(token)
 
 
 def sees(config: MaskConfig, p: int | Tensor, each: int | Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -1,0 +1,168 @@
+"""CUDA graphs: a step whose shapes never change is captured once and then replayed.
+
+Launching the kernels of a small step one by one takes the host longer than the GPU needs to run
+them; a replay launches all of them at once. The results are the same, to the bit: the same kernels
+run on the same numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .masks import holding
+
+log = logging.getLogger(__name__)
+
+Outputs = tuple[Tensor, ...]
+Step = Callable[..., Outputs]
+Replay = Callable[[], Outputs]
+Capture = Callable[[Step, Outputs], Replay]
+Use = Literal["auto", "on", "off"]
+
+WARM = 2  # calls of a step before it is captured: libraries and compilers settle in them
+HELD = 4  # captured steps at most; each holds the memory of its activations
+SMALL = 8192  # rows of a step; with more of them the GPU takes longer than the host
+LAG = 2  # steps that the host may be ahead of the GPU where somebody watches
+
+
+def cuda_capture(step: Step, inputs: Outputs) -> Replay:
+    """Record the kernels of `step(*inputs)`, which do not run yet."""
+    graph = torch.cuda.CUDAGraph()
+    # Other threads (loading, previews) may use the GPU meanwhile: only this one's calls count.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        outputs = step(*inputs)
+
+    def replay() -> Outputs:
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def rehearse(step: Step, inputs: Outputs) -> Replay:
+    """What :func:`cuda_capture` does, without a GPU: nothing runs until the replay, which reads the
+    same inputs and writes the same outputs each time."""
+    kept: list[Tensor] = []
+
+    def replay() -> Outputs:
+        new = step(*inputs)
+        if not kept:
+            kept.extend(torch.empty_like(t) for t in new)
+        for old, t in zip(kept, new):
+            old.copy_(t)
+        return tuple(kept)
+
+    return replay
+
+
+@dataclass
+class _Entry:
+    calls: int = 0
+    failed: bool = False
+    replay: Replay | None = None
+    inputs: Outputs = ()
+    seen: list[Tensor] = field(default_factory=list)
+    held: list[Any] = field(default_factory=list)
+
+
+class Graphs:
+    """The captured steps of one model, by shape.
+
+    `use`: "on", "off", or "auto": where the weights lie on a CUDA device and the step is small.
+    A step that cannot be captured is run as it is from then on, `failures` says why.
+    """
+
+    def __init__(self, capture: Capture = cuda_capture, use: Use = "auto") -> None:
+        self.capture, self.use = capture, use
+        self.captured = self.replayed = 0
+        self.failures: list[str] = []
+        self._entries: dict[Hashable, _Entry] = {}
+        self._weights: tuple[int, ...] = ()
+
+    def begin(self, model: nn.Module, device: torch.device, rows: int) -> Graphs | None:
+        """Before steps of `rows` rows: this, or None where steps are to run as they are. Captured
+        steps read the weights where they lay; if these have moved, the steps are forgotten."""
+        if self.use == "off" or (self.use == "auto" and rows > SMALL):
+            return None
+        if self.capture is cuda_capture and device.type != "cuda":
+            return None
+        tensors = [*model.parameters(), *model.buffers()]
+        if any(t.device.type != device.type for t in tensors):
+            return None  # they are brought to the device while the step runs
+        weights = tuple(t.data_ptr() for t in tensors)
+        if weights != self._weights:
+            self.clear()
+            self._weights = weights
+        return self
+
+    @staticmethod
+    def plain(key: Hashable, step: Step, *inputs: Tensor) -> Outputs:
+        """:meth:`run` where nothing is captured."""
+        return step(*inputs)
+
+    def clear(self) -> None:
+        """Forget all steps and return their memory."""
+        self._entries.clear()
+
+    def run(self, key: Hashable, step: Step, *inputs: Tensor) -> Outputs:
+        """`step(*inputs)`. All that changes from call to call is in `inputs`, or in tensors that
+        the step itself writes; `key` stands for everything else that it depends on. What it
+        returns is the caller's own."""
+        key = key, tuple((t.shape, t.dtype, t.device) for t in inputs)
+        entry = self._entries.get(key)
+        if entry is None:
+            if len(self._entries) >= HELD:
+                self.clear()
+            entry = self._entries[key] = _Entry()
+        entry.calls += 1
+        if entry.failed or entry.calls <= WARM:
+            return step(*inputs)
+        if entry.replay is None and not self._capture(entry, step, inputs):
+            return step(*inputs)
+        assert entry.replay is not None
+        for i, (own, new) in enumerate(zip(entry.inputs, inputs)):
+            if entry.seen[i] is not new:  # what stays the same is copied once
+                own.copy_(new)
+                entry.seen[i] = new
+        self.replayed += 1
+        return tuple(t.clone() for t in entry.replay())
+
+    def _capture(self, entry: _Entry, step: Step, inputs: Outputs) -> bool:
+        entry.inputs = tuple(t.clone() for t in inputs)
+        entry.seen = list(inputs)
+        try:
+            with holding(entry.held):
+                entry.replay = self.capture(step, entry.inputs)
+        except Exception as e:  # whatever a driver, a kernel library or a hook may raise
+            entry.failed, entry.inputs, entry.seen = True, (), []
+            why = f"{type(e).__name__}: {(str(e).strip() or 'no message').splitlines()[0]}"
+            self.failures.append(why)
+            log.warning("a step cannot be captured as a CUDA graph and runs without: %s", why)
+            return False
+        self.captured += 1
+        return True
+
+
+class Pace:
+    """Keeps the host close to the GPU, so that progress means something and a cancel acts soon,
+    without ever letting the GPU run dry: called after each step, it waits for the one LAG before."""
+
+    def __init__(self, device: torch.device, lag: int = LAG) -> None:
+        self.cuda, self.lag = device.type == "cuda", lag
+        self._events: deque[torch.cuda.Event] = deque()
+
+    def __call__(self) -> None:
+        if not self.cuda:
+            return
+        event = torch.cuda.Event()
+        event.record()
+        self._events.append(event)
+        if len(self._events) > self.lag:
+            self._events.popleft().synchronize()
