@@ -66,8 +66,14 @@ def made_up(name: str, shape: list[int], std: float = 1.0) -> np.ndarray:
     return ((unit * 2 - 1) * math.sqrt(3) * std).astype(np.float32).reshape(shape)
 
 
-def run_case(folder: str | Path) -> Iterator[Result]:
-    """Run the checks of one case. Raises VftError for a folder that is no case."""
+def run_case(
+    folder: str | Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32,
+    attention: str = "auto",
+) -> Iterator[Result]:  # fmt: skip
+    """Run the checks of one case on `device` (default: the CPU) with weights in `dtype`: the
+    tolerances are for float32. `attention` as `Tokenizer.use_attention` takes it. Raises VftError
+    for a folder that is no case."""
+    device = torch.device("cpu") if device is None else device
     folder = Path(folder)
     case, config, state = (
         parse_config(_read(folder / name), str(folder / name))
@@ -77,14 +83,17 @@ def run_case(folder: str | Path) -> Iterator[Result]:
         io = load_file(folder / "io.safetensors")
     except (OSError, SafetensorError, ValueError) as e:
         raise CheckpointError(f"{folder}/io.safetensors is not readable: {e}") from None
-    model = _model(folder, config, state, has_vae=bool(case.get("has_vae")))
+    model = _model(folder, config, state, bool(case.get("has_vae")), device, dtype)
+    if isinstance(model, Tokenizer):
+        model.use_attention(attention)
+    here = {name: value.to(device) for name, value in io.items()}
     run = _prior_ops(model) if isinstance(model, Prior) else _tokenizer_ops(model)
     for check in case.get("checks", []):
         try:
             op, tol = check["op"], float(check["tol"])
             if op not in run:
                 raise VftError(f"{folder}: unknown op {op!r}; known: {', '.join(run)}")
-            for name, got in run[op](check, io):
+            for name, got in run[op](check, here):
                 yield Result(folder.name, op, name, _error(got, io[name]), tol)
         except (KeyError, TypeError) as e:
             raise VftError(f"{folder}: a check lacks or mistypes {e}: {str(check)[:80]}") from None
@@ -101,7 +110,7 @@ def _error(got: Tensor, expected: Tensor) -> float:
         return math.inf
     if not expected.is_floating_point():
         return (got.cpu() != expected).float().mean().item()
-    return ((got.float() - expected).norm() / expected.norm()).item()
+    return ((got.cpu().float() - expected).norm() / expected.norm()).item()
 
 
 def make_weights(
@@ -115,8 +124,9 @@ def make_weights(
 
 
 def _model(
-    folder: Path, config: dict[str, Any], state: dict[str, Any], has_vae: bool
-) -> Tokenizer | Prior:
+    folder: Path, config: dict[str, Any], state: dict[str, Any], has_vae: bool,
+    device: torch.device, dtype: torch.dtype,
+) -> Tokenizer | Prior:  # fmt: skip
     """The case's model on made-up weights; without those of an autoencoder unless it `has_vae`."""
     shapes = _shapes(folder, state)
     ours: TokenizerConfig | PriorConfig
@@ -130,7 +140,10 @@ def _model(
     weights = {k: make_weights(state, key).reshape(wanted[k]) for k, key in table.items()}
     with torch.device("meta"):
         model = Tokenizer(ours, "parity") if isinstance(ours, TokenizerConfig) else Prior(ours)
+    weights = {k: w.to(device, dtype) for k, w in weights.items()}
     model.load_state_dict(weights, strict=has_vae or isinstance(model, Prior), assign=True)
+    if isinstance(model, Prior):
+        model.to(device)  # its buffers are no weights
     return model.eval().requires_grad_(False)
 
 
@@ -183,10 +196,10 @@ def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
 
     def velocity(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
         codes = tok.fsq.codes(io[c["ids"]].long())
-        each = torch.ones(len(codes), dtype=torch.long)
+        each = torch.ones(len(codes), dtype=torch.long, device=codes.device)
         registers = tok.decoder.prepare(
-            codes, torch.tensor(c["keep"]), each * c["prefix_frames"],
-            torch.full((len(codes),), bool(c["drop_condition"])),
+            codes, torch.tensor(c["keep"], device=codes.device), each * c["prefix_frames"],
+            each.bool() & bool(c["drop_condition"]),
         )  # fmt: skip
         merged, weight = tok.decoder.merge(registers, 0 if c["drop_condition"] else max(c["keep"]))
         modulation = tok.decoder.modulate(each[:1] * float(c["timestep"]), merged.dtype)
@@ -205,7 +218,7 @@ def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
         )  # fmt: skip
 
     def detokenize(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
-        ids = io[c["ids"]].long()
+        ids = io[c["ids"]].long().cpu()
         config, chunks = tok.config, ids.shape[1]
         count = -(-(chunks - config.token_frames) // (config.token_frames - config.overlap))
         tokens = Tokens(
@@ -226,9 +239,9 @@ def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
             yield f"{c['expect']}{i}", guide(cond, uncond)
 
     return {
-        "vae_encode": single(lambda c, io: tok.vae.encode(io[c["video"]])),
-        "vae_decode": single(lambda c, io: tok.vae.decode(io[c["latents"]])),
-        "encode_latents": single(lambda c, io: tok.encoder(io[c["latents"]])),
+        "vae_encode": single(lambda c, io: tok.vae.encode(io[c["video"]].to(tok.dtype))),
+        "vae_decode": single(lambda c, io: tok.vae.decode(io[c["latents"]].to(tok.dtype))),
+        "encode_latents": single(lambda c, io: tok.encoder(io[c["latents"]].to(tok.dtype))),
         "quantize": single(lambda c, io: tok.fsq.ids(io[c["pre"]])),
         "velocity": single(velocity),
         "sample_latents": single(sample),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -105,7 +105,7 @@ class Sampler:
         noise = self._drawn(vocab, pin=device.type == "cuda")
         return noise.to(device, non_blocking=True)
 
-    def draws(self, vocab: int, device: torch.device, count: int) -> Iterator[Tensor]:
+    def draws(self, vocab: int, device: torch.device, count: int) -> Generator[Tensor, None, None]:
         """:meth:`draw`, `count` times. For a GPU a thread draws ahead: it takes about as long as
         a small network takes for an id."""
         if self.temperature == 0 or device.type != "cuda":

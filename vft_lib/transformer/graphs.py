@@ -151,8 +151,8 @@ class Graphs:
 
 
 class Pace:
-    """Keeps the host close to the GPU, so that progress means something and a cancel acts soon,
-    without ever letting the GPU run dry: called after each step, it waits for the one LAG before."""
+    """Keeps the host close to the GPU, so that progress means something and a cancel acts soon, and
+    never lets the GPU run dry: called after each step, it waits for the one `lag` before."""
 
     def __init__(self, device: torch.device, lag: int = LAG) -> None:
         self.cuda, self.lag = device.type == "cuda", lag

@@ -1,0 +1,109 @@
+"""The part "prior": ids a second, launched kernel by kernel and as a graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..config.prior import PriorConfig
+from ..measure.bench import made_up, published_prior
+from ..prior.prior import Prior
+from ..prior.sampling import Sampler
+from ..transformer.graphs import Graphs, rehearse
+from .check import Measure, Place, Row
+from .models import GB, bandwidth, timed, with_graphs
+
+
+def prior_config(place: Place, depth: int) -> PriorConfig:
+    c = published_prior()
+    if place.tiny:
+        return dataclasses.replace(c, depth=2, width=64, head_dim=32, seq_len=80, ctx_dim=32,
+                                   vocab=100)  # fmt: skip
+    return dataclasses.replace(c, name=f"prior-d{depth}", depth=depth, width=64 * depth)
+
+
+def prior(place: Place) -> Iterator[tuple[str, Measure]]:
+    held: list[Prior] = []
+    copy: list[float] = []
+
+    def build(depth: int) -> list[Row]:
+        held.clear()
+        with torch.device("meta"):
+            model = Prior(prior_config(place, depth))
+        dtype = torch.float32 if place.tiny else torch.bfloat16
+        held.append(made_up(model, place.device, dtype))
+        copy[:] = copy or [bandwidth(place)]
+        return []
+
+    for depth in (16, 24):
+        yield f"d{depth}: building", partial(build, depth)
+        for clips in (1, 8):
+            name = f"d{depth}, {clips} clip" + "s" * (clips > 1)
+            yield name, partial(_ids_a_second, place, held, copy, name, clips)
+
+
+def _ids_a_second(
+    place: Place, held: list[Prior], copy: list[float], name: str, clips: int
+) -> list[Row]:
+    model = held[0]
+    c = model.config
+    rows = min(128, c.max_text_len)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(clips, rows, c.ctx_dim, generator=generator).to(place.device)
+    mask = torch.ones(clips, rows, dtype=torch.bool, device=place.device)
+    condition = model.network.condition(clips, None, states, mask, guided=True)
+    few, many = (5, 20) if place.tiny else (40, 160)
+
+    def write(count: int, temperature: float = 1.0) -> Tensor:
+        sampler = Sampler(range(clips), temperature=temperature, top_p=0.95)
+        return model.sample(condition, count, guidance=2.0, choose=sampler)
+
+    def per_id() -> tuple[float, float]:
+        write(few)
+        long, brief = (timed(place, partial(write, n), 1, 0) for n in (many, few))
+        return (long - brief) / (many - few), long / many
+
+    with_graphs(model, place, "off")
+    eager, _ = per_id()
+    likeliest = write(many, 0.0)
+    with_graphs(model, place, "on")
+    graph, whole = per_id()
+    again = write(many, 0.0)
+    failures, captured = model.graphs.failures, model.graphs.captured
+    model.graphs = Graphs(rehearse, "on")  # the same path, its kernels launched one by one
+    same = write(few, 0.0)
+    with_graphs(model, place, "on")
+    equal = torch.equal(write(few, 0.0), same)
+    with_graphs(model, place)
+    size = _bytes_an_id(model)
+    floor = size / copy[0]
+    ratio, reach = eager / graph, floor / graph
+    ok = (ratio >= 5 or reach >= 0.6) if clips == 1 and place.cuda else None
+    return [
+        Row(f"{name}: eager", 1 / eager, "ids/s"),
+        Row(f"{name}: static cache and graph", 1 / graph, "ids/s", "5 × eager, or 60 % of reading"
+            if clips == 1 else "", ok,
+            f"{ratio:.2f} × eager, {reach:.0%} of reading {size / GB:.2f} GB an id; "
+            f"{captured} captured" + "".join(f"; {f}" for f in failures)),
+        Row(f"{name}: with the capture, {many} ids", 1 / whole, "ids/s", note="of each clip"),
+        Row(f"{name}: graph against the same path launched one by one", float(not equal), "", "0",
+            equal),
+        Row(f"{name}: likeliest ids that are eager's too",
+            float((likeliest == again).float().mean()), "",
+            note="16 bits, sums in another order"),
+    ]  # fmt: skip
+
+
+def _bytes_an_id(model: Prior) -> int:
+    """Bytes of the weights that each id has to read: all but those that only the text or the
+    chosen rows of a table need."""
+    once = ("text", "embedding", "positions", "context_in", "null_context")
+    total = 0
+    for name, p in model.network.named_parameters():
+        if name.split(".")[0] not in once and ".cross.kv" not in name:
+            total += p.nbytes
+    return total
