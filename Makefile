@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all test-offline test-comfyui lint format install clean
+.PHONY: demo test test-all test-offline test-comfyui gpu-check lint format install clean
 
 demo: $(STAMP)
 	$(BIN)/vft demo --out demo
@@ -32,6 +32,11 @@ test-comfyui: $(STAMP)
 	@test -f "$(COMFYUI)/main.py" || { echo "no main.py in COMFYUI=$(COMFYUI): give it a checkout of ComfyUI"; exit 2; }
 	COMFYUI="$(COMFYUI)" COMFYUI_PYTHON="$(COMFYUI_PYTHON)" \
 		sh tests/comfyui/offline.sh $(BIN)/python -m pytest tests/comfyui
+
+# All that only a GPU proves, within so many minutes; without one, at tiny sizes on the CPU.
+MINUTES ?= 4
+gpu-check: $(STAMP)
+	$(BIN)/vft gpu-check --minutes $(MINUTES) --out build/gpu-check
 
 # To ComfyUI the checkout is a package, which the nodes' relative imports reach beyond themselves:
 # mypy sees it through a link.

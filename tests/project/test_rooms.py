@@ -10,8 +10,8 @@ from pathlib import Path
 LIBRARY = Path(__file__).resolve().parents[2] / "vft_lib"
 ROOMS = (
     "errors", "files", "config", "token_file", "tokens", "transformer", "autoencoder", "tokenizer",
-    "prior", "video", "clips", "checkpoints", "models", "world", "measure", "train", "evaluation",
-    "cli",
+    "prior", "video", "clips", "checkpoints", "models", "world", "measure", "gpu_check", "train",
+    "evaluation", "cli",
 )  # fmt: skip
 LONGEST = 350  # lines
 LONGER = {"world/world.py", "prior/prior.py", "tokenizer/tokenizer.py"}

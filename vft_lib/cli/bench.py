@@ -1,16 +1,25 @@
-"""The command `vft bench`."""
+"""The commands `vft bench` and `vft gpu-check`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from .common import answer, device_of
+from .common import answer, device_of, number
 
 
 def add_bench_parser(commands: Any) -> None:
-    """Adds `bench` to the subparsers `commands`."""
+    """Adds `bench` and `gpu-check` to the subparsers `commands`."""
+    check = commands.add_parser("gpu-check", help="all that only a GPU proves, in a few minutes")
+    check.set_defaults(func=_gpu_check)
+    check.add_argument("parts", nargs="*", metavar="PART", help="some of its parts; default: all")
+    check.add_argument("--minutes", type=number, default=4, help="in all (4)")
+    check.add_argument("--out", type=Path, default=Path("gpu-check"), help="folder of the report")
+    check.add_argument("--device", default="auto", help="cpu (tiny sizes), cuda or auto (default)")
+    check.add_argument("--cases", type=Path, help="folder of parity cases; default: the checkout's")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
     bench = commands.add_parser("bench", help="what each stage costs on this machine")
     bench.set_defaults(func=_bench)
     bench.add_argument(
@@ -25,6 +34,19 @@ def add_bench_parser(commands: Any) -> None:
     bench.add_argument("--attention", default="auto", help="auto (default), sdpa, xformers or flex")
     bench.add_argument("--repeat", type=int, default=3, metavar="N", help="the best of N runs")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _gpu_check(args: argparse.Namespace) -> int:
+    from ..gpu_check.check import run_gpu_check
+
+    found = run_gpu_check(
+        args.out, minutes=args.minutes, device=device_of(args), cases=args.cases, only=args.parts
+    )
+    lines = [f"{args.out / 'gpu-check.md'}: {found['device']}, {found['seconds']} s"]
+    lines += [f"missed: {what}" for what in found["failed"]]
+    lines += [f"not proven: {what}" for what in found["unproven"]]
+    answer(args, "\n".join(lines), found)
+    return 1 if found["failed"] or found["errors"] else 0
 
 
 def _bench(args: argparse.Namespace) -> None:

@@ -1,5 +1,5 @@
 """The command line: `vft demo | encode | truncate | decode | info | generate | refine | surprise |
-convert | parity | bench | download | train`.
+convert | parity | bench | gpu-check | download | train`.
 
 Results go to stdout (one JSON object under `--json`), progress and notes to stderr. A problem the
 user can fix is one line on stderr and exit code 2; Ctrl-C is 130.

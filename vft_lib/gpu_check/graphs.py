@@ -40,7 +40,7 @@ def graphs(place: Place) -> Iterator[tuple[str, Measure]]:
 def _eager_and_graph(place: Place, held: list[Tokenizer], k: int, batch: int) -> list[Row]:
     tok, found, times = held[0], {}, {}
     for use in ("off", "on"):
-        with_graphs(tok, place, use)  # type: ignore[arg-type]
+        with_graphs(tok, place, use)
         steps = 4 if place.tiny else 8
         found[use] = latents_of(tok, place, batch, k, steps)
         times[use] = timed(place, lambda: latents_of(tok, place, batch, k, 8), 2, 0) / 8
@@ -85,8 +85,6 @@ def _backends(place: Place, mask: MaskConfig, registers: int) -> list[Row]:
     dtype = torch.float32 if place.tiny else torch.bfloat16
     weight = 224 if registers == 33 and mask.mode in ("full", "time_block_causal") else 1
     for backend in BACKENDS:
-        if backend == "flex" and not place.cuda:
-            continue
         why = refused(backend, mask, place.device)
         name = f"attention of d28, {mask_name(mask)}, {registers} registers, {backend}"
         if why:

@@ -44,7 +44,7 @@ def _twice(place: Place) -> list[Row]:
     tok = tokenizer(place, "k600")
     rows = []
     for use in ("off", "on"):
-        with_graphs(tok, place, use)  # type: ignore[arg-type]
+        with_graphs(tok, place, use)
         tokens = tokens_of(tok, place, 2, 32)
         a, b = (tok.decode(tokens, steps=6, guidance=GUIDANCE, seed=3) for _ in range(2))
         rows.append(Row(f"two decodes, graphs {use}: the same bits", float((a != b).float().mean()),

@@ -107,6 +107,11 @@ class Graphs:
         """:meth:`run` where nothing is captured."""
         return step(*inputs)
 
+    @property
+    def held(self) -> int:
+        """How many steps are held now."""
+        return len(self._entries)
+
     def clear(self) -> None:
         """Forget all steps and return their memory."""
         self._entries.clear()
