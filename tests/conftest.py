@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from offline import leaves_this_machine
+from offline import stay_on_this_machine
 
 from vft_lib.checkpoints.checkpoint import save_tokenizer
 from vft_lib.config.tokenizer import (
@@ -40,15 +39,7 @@ settings.load_profile("suite")
 collect_ignore = [] if "COMFYUI" in os.environ else ["comfyui"]
 
 _reached: list[str] = []
-
-
-def _watch(event: str, args: tuple[Any, ...]) -> None:
-    if event.startswith("socket.") and (host := leaves_this_machine(event, args)):
-        _reached.append(host)
-        raise PermissionError(f"a test may not reach {host}")
-
-
-sys.addaudithook(_watch)  # for good: Python has no way to take one away
+stay_on_this_machine(_reached.append)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

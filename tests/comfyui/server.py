@@ -61,6 +61,7 @@ class ComfyUI:
         changes = {"HOME": str(self.base / "home"), "MALLOC_MMAP_THRESHOLD_": "262144"}
         changes["VFT_HOME"] = changes["HF_HOME"] = str(self.base / "home" / "models")
         changes["PYTHONUNBUFFERED"] = "1"
+        changes["VFT_REACHED"] = str(self.base / "reached.txt")
         with (self.base / "comfyui.log").open("wb") as log:
             self.process = subprocess.Popen(
                 command,
@@ -109,6 +110,12 @@ class ComfyUI:
     def log(self) -> str:
         """All that the process printed so far, without colours."""
         return ANSI.sub("", (self.base / "comfyui.log").read_text(errors="replace"))
+
+    @property
+    def reached(self) -> list[str]:
+        """Hosts beyond this machine that the process asked for, and what asked (see launch.py)."""
+        file = self.base / "reached.txt"
+        return file.read_text().splitlines() if file.exists() else []
 
     @property
     def memory(self) -> int:

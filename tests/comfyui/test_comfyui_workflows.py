@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
-import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from comfyui.prompts import (
     nodes_of,
     pictures,
 )
-from comfyui.server import PACK_NAME, ComfyUI
+from comfyui.server import LAUNCHER, PACK_NAME, ComfyUI
 
 from vft_lib import Tokens
 
@@ -110,12 +111,28 @@ def test_changing_the_budget_encodes_nothing(comfy: ComfyUI) -> None:
 
 
 def test_nothing_was_fetched(comfy: ComfyUI) -> None:
+    """All that the tests before had it do asked for no host and left no file where models go."""
     for folder in ("models", "home/models"):
         assert [p for p in (comfy.base / folder).rglob("*") if p.is_file()] == []
-    if "VFT_TEST_OFFLINE" not in os.environ:
-        pytest.skip("the network was on: offline.sh found no way to take it away")
-    with pytest.raises(OSError, match="unreachable"):  # 192.0.2.0/24 is for documentation
-        socket.create_connection(("192.0.2.1", 443), timeout=5)
+    assert comfy.reached == []
+
+
+def test_a_comfyui_that_fetches_is_found_out(comfy: ComfyUI, tmp_path: Path) -> None:
+    """Started like the one of these tests, a program is refused the network and noted."""
+    program, reached = tmp_path / "main.py", tmp_path / "reached.txt"
+    program.write_text(
+        "import socket\n"
+        "try:\n    socket.create_connection(('192.0.2.1', 443), timeout=5)\n"  # documentation's
+        "except OSError as e:\n    print(e.errno)\n"
+    )
+    run = subprocess.run(
+        [str(comfy.python), str(LAUNCHER), str(program)], capture_output=True, text=True,
+        timeout=60, env=os.environ | {"VFT_REACHED": str(reached)},
+    )  # fmt: skip
+    assert run.stdout.split() == [str(errno.ENETUNREACH)], run.stderr
+    (line,) = reached.read_text().splitlines()
+    assert line.startswith("192.0.2.1 from ")
+    assert f"{program}:3" in line
 
 
 def test_nothing_of_ours_warned(comfy: ComfyUI) -> None:

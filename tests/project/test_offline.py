@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +20,24 @@ from vft_lib.files.packaged import packaged
 from vft_lib.video.video_out import write_png, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
+OFFLINE = ROOT / "tests" / "comfyui" / "offline.sh"
+PROBE = """
+import socket
+from offline import stay_on_this_machine
+HOOK
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for reach in (
+    lambda: socket.create_connection(("192.0.2.1", 443), timeout=1),
+    lambda: udp.sendto(b"", ("192.0.2.1", 53)),
+    lambda: udp.sendmsg([b""], [], 0, ("192.0.2.1", 53)),
+    lambda: socket.getaddrinfo("example.invalid", 443),
+    lambda: socket.gethostbyname("example.invalid"),
+):
+    try:
+        reach()
+    except OSError as e:
+        print(repr(e))
+"""
 DEMO = {f"demo/{name}" for name in (
     "k01.mp4", "k02.mp4", "side_by_side.mp4", "strip.png", "rate_quality.png", "table.json",
     "tokens.vft",
@@ -96,8 +116,12 @@ def test_the_guard_ends_a_process_that_asks_for_a_host(tmp_path: Path) -> None:
         ("socket.getaddrinfo", (None, 80, 0, 0, 0), ""),
         ("socket.connect", (None, ("192.0.2.1", 443)), "192.0.2.1"),
         ("socket.sendto", (None, ("192.0.2.1", 53)), "192.0.2.1"),
+        ("socket.sendmsg", (None, ("192.0.2.1", 53)), "192.0.2.1"),
+        ("socket.sendmsg", (None, None), ""),
         ("socket.getaddrinfo", ("example.invalid", 443, 0, 0, 0), "example.invalid"),
+        ("socket.getaddrinfo", ("192.0.2.1", 443, 0, 0, 0), ""),
         ("socket.gethostbyname", (b"example.invalid",), "example.invalid"),
+        ("socket.gethostbyaddr", ("192.0.2.1",), "192.0.2.1"),
         ("open", ("example.invalid", "r", 0), ""),
     ],
 )
@@ -106,15 +130,34 @@ def test_what_leaves_this_machine(event: str, args: tuple[Any, ...], host: str) 
 
 
 def test_a_test_that_connects_is_stopped_and_found_out(connections: list[str]) -> None:
-    """Even if what it calls swallows the error."""
-    for reach in (
-        lambda: socket.create_connection(("192.0.2.1", 443), timeout=1),
-        lambda: socket.getaddrinfo("example.invalid", 443),
+    """Even if what it calls swallows the error, which is the one of a machine without a network."""
+    for reach, number in (
+        (lambda: socket.create_connection(("192.0.2.1", 443), timeout=1), errno.ENETUNREACH),
+        (lambda: socket.getaddrinfo("example.invalid", 443), socket.EAI_AGAIN),
     ):
-        with pytest.raises(PermissionError, match="a test may not reach"):
+        with pytest.raises(OSError) as refused:
             reach()
+        assert refused.value.errno == number
     assert connections == ["192.0.2.1", "example.invalid"]
     connections.clear()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no unshare: network namespaces")
+def test_a_namespace_refuses_with_the_errors_of_the_hook(tmp_path: Path) -> None:
+    """What `make test-offline` and `make test-comfyui` run in, and what every test runs under."""
+    told = []
+    for prefix, note in (([], "list().append"), (["sh", str(OFFLINE)], "")):
+        lines = PROBE.replace("HOOK", f"stay_on_this_machine({note})" if note else "pass")
+        run = subprocess.run(
+            [*prefix, sys.executable, "-c", lines], cwd=tmp_path, text=True, timeout=60,
+            capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        )  # fmt: skip
+        if "no network namespace" in run.stderr:
+            pytest.skip(run.stderr.strip())
+        assert run.returncode == 0, run.stderr
+        told.append(run.stdout.splitlines())
+    assert told[0] == told[1]
+    assert len(told[0]) == 5
 
 
 @pytest.mark.skipif("VFT_TEST_OFFLINE" not in os.environ, reason="only under make test-offline")
