@@ -217,12 +217,13 @@ class Work:
         self.say(text)
 
     def say(self, text: str) -> None:
-        """Words on the node."""
+        """Words on the node, in the page that queued this run."""
         log.debug("%s: %s", self.node, text)
         try:
             from server import PromptServer
         except ImportError:  # run without a server
             return
         server = getattr(PromptServer, "instance", None)
-        if server is not None and self.node is not None:
-            server.send_progress_text(text, self.node)
+        page = getattr(server, "client_id", None)  # without one, all pages would be told
+        if page is not None and self.node is not None:
+            server.send_progress_text(text, self.node, page)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+WORDS = 3  # the kind of binary message that brings words for a node
 PREVIEW_WITH_METADATA = 4  # the kind of binary message that today's frontend asks for
 
 
@@ -24,6 +25,7 @@ class Run:
         default_factory=list
     )  # node id, value, of how many
     previews: list[tuple[str, bytes]] = field(default_factory=list)  # node id, JPEG or PNG file
+    words: list[tuple[str, str]] = field(default_factory=list)  # node id, what is said on it
     error: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, Any] = field(default_factory=dict)  # by id of a node whose inputs are wrong
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)  # by node id, from /history
@@ -59,8 +61,11 @@ def read_text(
 
 
 def read_binary(run: Run, message: bytes) -> None:
-    """Notes the preview that a binary message holds."""
+    """Notes the preview or the words that a binary message holds."""
     kind, length = struct.unpack_from(">II", message)
+    if kind == WORDS:
+        node, words = message[8 : 8 + length], message[8 + length :]
+        run.words.append((node.decode(), words.decode()))
     if kind == PREVIEW_WITH_METADATA:
         metadata, image = json.loads(message[8 : 8 + length]), message[8 + length :]
         run.previews.append((metadata["node_id"], image))

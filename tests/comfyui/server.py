@@ -13,7 +13,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,15 @@ class ComfyUI:
             self.fetch("/free", {"unload_models": True, "free_memory": True})
             time.sleep(2)
 
+    @contextmanager
+    def page(self, client: str) -> Iterator[ClientConnection]:
+        """What a page of the browser hears, under a name of its own."""
+        address = f"ws://127.0.0.1:{self.port}/ws?clientId={client}"
+        with connect(address, max_size=None, proxy=None) as channel:
+            flags = {"supports_preview_metadata": True}
+            channel.send(json.dumps({"type": "feature_flags", "data": flags}))
+            yield channel
+
     def run(
         self,
         prompt: dict[str, Any],
@@ -194,10 +204,7 @@ class ComfyUI:
             TimeoutError: no end within `limit` seconds; the prompt was interrupted.
         """
         client = uuid.uuid4().hex
-        address = f"ws://127.0.0.1:{self.port}/ws?clientId={client}"
-        with connect(address, max_size=None, proxy=None) as channel:
-            flags = {"supports_preview_metadata": True}
-            channel.send(json.dumps({"type": "feature_flags", "data": flags}))
+        with self.page(client) as channel:
             start = time.monotonic()
             body = {"prompt": prompt, "client_id": client}
             answer = json.loads(self.fetch("/prompt", body))

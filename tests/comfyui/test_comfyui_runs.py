@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from comfyui.messages import Run, read_binary
 from comfyui.prompts import (
     LIMIT,
     Prompt,
@@ -181,6 +183,29 @@ def test_freed_models_give_their_memory_back(comfy: ComfyUI) -> None:
         assert full - empty >= weights
         # Room for small blocks that the C library keeps; a copy of the weights would not fit.
         assert comfy.memory - empty < weights / 2
+
+
+def test_words_on_a_node_are_for_the_page_that_queued_it(comfy: ComfyUI) -> None:
+    """Another page that is open meanwhile may show a node of the same number."""
+    prompt = straight_path(seed=1, steps=1)
+    picture = {"width": 64, "height": 64, "batch_size": 1, "color": 0}
+    mask = {"width": 64, "height": 64, "value": 0.5}
+    prompt["picture"] = {"class_type": "EmptyImage", "inputs": picture}
+    prompt["mask"] = {"class_type": "SolidMask", "inputs": mask}
+    joined = {"image": ["picture", 0], "alpha": ["mask", 0]}
+    prompt["joined"] = {"class_type": "JoinImageWithAlpha", "inputs": joined}
+    del prompt["encode"]["inputs"]["video"]
+    prompt["encode"]["inputs"]["images"] = ["joined", 0]
+    with comfy.page("another") as another:
+        run = comfy.run(prompt, LIMIT)
+        assert run.status == "success", run.error
+        assert run.words == [("encode", "alpha is dropped")]
+        heard = Run("")
+        with suppress(TimeoutError):
+            while True:
+                if isinstance(message := another.recv(0.5), bytes):
+                    read_binary(heard, message)
+    assert heard.words == []
 
 
 def test_saved_tokens_can_be_dropped_on_the_canvas(comfy: ComfyUI) -> None:
