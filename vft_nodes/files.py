@@ -14,33 +14,21 @@ from ..vft_lib.clips.cutting import join_tokens, slice_tokens
 from ..vft_lib.errors import one_line
 from ..vft_lib.files.packaged import packaged
 from . import host
-from .loaders import LoadedTokenizer, stamp
+from .listed import TokenFiles, spellings, stamp_tokens
+from .loaders import LoadedTokenizer
 from .tokenizing import shown, summary
 from .types import TokenizerType, TokensType, checked, schema
 
 SUFFIX = ".vft"
 EXAMPLE = "example.vft [pack]"  # comes with the pack
 OUTPUT = " [output]"
-LISTED = 1000  # files of each folder, at most
-
-
-def _found(kind: str) -> list[str]:
-    """Token files below a folder of ComfyUI, newest first."""
-    root, found = host.folder(kind), list[tuple[float, str]]()
-    for path, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        for name in names:
-            file = Path(path) / name
-            if name.lower().endswith(SUFFIX) and file.is_file():  # no link to nothing
-                found.append((-os.path.getmtime(file), file.relative_to(root).as_posix()))
-        if len(found) >= LISTED:
-            break
-    return [name for _, name in sorted(found)]
+_FILES = TokenFiles(SUFFIX)
 
 
 def file_names() -> list[str]:
     """What Load Tokens offers: uploads, then what Save Tokens wrote, then the example."""
-    return [*_found("input"), *(name + OUTPUT for name in _found("output")), EXAMPLE]
+    uploads, saved = (_FILES.below(host.folder(kind)) for kind in ("input", "output"))
+    return [*uploads, *(name + OUTPUT for name in saved), EXAMPLE]
 
 
 def token_file(name: str) -> Path:
@@ -51,10 +39,11 @@ def token_file(name: str) -> Path:
     if not isinstance(name, str):
         raise VftError(f"a token file's name is a text, got {type(name).__name__}")
     kind = "output" if name.endswith(OUTPUT) else "input"
-    path = host.confined(name.removesuffix(OUTPUT), kind)
-    if not os.path.isfile(path) or path.suffix.lower() != SUFFIX:
-        raise VftError(f"no token file {name!r}: upload it, or put it into ComfyUI's {kind} folder")
-    return path
+    for spelled in spellings(name.removesuffix(OUTPUT)):
+        path = host.confined(spelled, kind)
+        if os.path.isfile(path) and path.suffix.lower() == SUFFIX:
+            return path
+    raise VftError(f"no token file {name!r}: upload it, or put it into ComfyUI's {kind} folder")
 
 
 class SaveTokens(io.ComfyNode):
@@ -120,7 +109,7 @@ class LoadTokens(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        return stamp(token_file(file))
+        return stamp_tokens(token_file(file))
 
     @classmethod
     @checked

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ..vft_lib import VftError
+from .listed import spellings
 
 FOLDER = "videoflextok"  # of models
 EXTENSIONS = {".safetensors", ".sft"}
@@ -45,11 +46,14 @@ def model_files() -> list[str]:
 
 
 def model_path(name: str) -> Path:
-    """The file of a name that :func:`model_files` lists: nothing else can be asked for. A link in a
-    model folder may point anywhere, as ComfyUI's users have it: no workflow can put one there."""
+    """The file of a name that :func:`model_files` lists, in either system's spelling: nothing else
+    can be asked for. A link in a model folder may point anywhere, as ComfyUI's users have it: no
+    workflow can put one there."""
     import folder_paths
 
-    path = folder_paths.get_full_path(FOLDER, name) if name in model_files() else None
+    known = set(model_files())
+    listed = [n for n in spellings(name) if n in known] if isinstance(name, str) else []
+    path = folder_paths.get_full_path(FOLDER, listed[0]) if listed else None
     if path is None:
         raise VftError(
             f"{name!r} is not in models/{FOLDER}: put the file there, or fetch it with the node "
@@ -225,5 +229,5 @@ class Work:
             return
         server = getattr(PromptServer, "instance", None)
         page = getattr(server, "client_id", None)  # without one, all pages would be told
-        if page is not None and self.node is not None:
+        if server is not None and page is not None and self.node is not None:
             server.send_progress_text(text, self.node, page)

@@ -16,6 +16,7 @@ from ..vft_lib.files.tensor_files import Source
 from ..vft_lib.models.catalog import catalog
 from ..vft_lib.models.loading import is_prior_file, resolve
 from . import host
+from .listed import stamp_model
 from .types import WIRES, PriorType, TokenizerType, advanced, checked, schema
 
 DEFAULT = "default"  # the model that comes with the pack
@@ -61,7 +62,7 @@ WIRES["VFT_PRIOR"] = lambda value: isinstance(value, LoadedPrior)
 
 
 @lru_cache(maxsize=512)
-def _kind(path: str, changed: int, size: int) -> str:
+def _kind(path: str, *changes: int) -> str:
     """ "prior", "tokenizer", or "" for a file that is neither. Reads its header only."""
     try:
         return "prior" if is_prior_file(Source.open(path)) else "tokenizer"
@@ -78,7 +79,7 @@ def names_of(kind: str) -> list[str]:
             facts = path.stat()
         except (VftError, OSError):
             continue
-        if _kind(str(path), facts.st_mtime_ns, facts.st_size) in (kind, ""):
+        if _kind(str(path), facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size) in (kind, ""):
             found.append(name)  # a damaged file is listed: choosing it says what is wrong
     return [DEFAULT, *found]
 
@@ -87,10 +88,14 @@ def file_of(name: str, kind: str) -> Path:
     return resolve(DEFAULT, kind) if name == DEFAULT else host.model_path(name)
 
 
-def stamp(path: Path) -> str:
-    """Changes when the file does."""
-    facts = path.stat()
-    return f"{path}:{facts.st_mtime_ns}:{facts.st_size}"
+def found(name: str, kind: str) -> bool | str:
+    """What a loader's `validate_inputs` answers: True, or why `name` cannot be loaded. In place of
+    ComfyUI's own look at the list, which knows one spelling of `folder/file` only."""
+    try:
+        file_of(name, kind)
+    except VftError as e:
+        return str(e)
+    return True
 
 
 def _about(path: Path, compute: torch.device, model: Tokenizer | Prior) -> str:
@@ -140,8 +145,12 @@ class LoadTokenizer(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, tokenizer: str) -> bool | str:
+        return found(tokenizer, "tokenizer")
+
+    @classmethod
     def fingerprint_inputs(cls, tokenizer: str, **_: Any) -> str:
-        return stamp(file_of(tokenizer, "tokenizer"))
+        return stamp_model(file_of(tokenizer, "tokenizer"))
 
     @classmethod
     @checked
@@ -188,8 +197,12 @@ class LoadPrior(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, prior: str) -> bool | str:
+        return found(prior, "prior")
+
+    @classmethod
     def fingerprint_inputs(cls, prior: str, **_: Any) -> str:
-        return stamp(file_of(prior, "prior"))
+        return stamp_model(file_of(prior, "prior"))
 
     @classmethod
     @checked
@@ -245,7 +258,7 @@ class DownloadModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model: str, **_: Any) -> str:
         path = host.download_folder() / catalog()[model].file_name
-        return stamp(path) if path.exists() else "missing"
+        return stamp_model(path) if path.exists() else "missing"
 
     @classmethod
     @checked
