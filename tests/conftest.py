@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -112,6 +111,8 @@ def moving_picture(frames: int, height: int, width: int) -> np.ndarray:
 
 def add_sound(clip: Path, out: Path, longer: float = 0) -> Path:
     """The same video with a tone beside it (AAC), which may go on for some seconds more."""
+    import av
+
     with av.open(str(clip)) as source, av.open(str(out), "w") as target:
         picture: Any = source.streams.video[0]
         seconds = float(picture.duration * picture.time_base) + longer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -119,6 +118,8 @@ def test_an_odd_portrait_clip_comes_back_in_its_aspect(
 
 
 def test_sound_is_carried_over(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    import av
+
     path = add_sound(clip(tmp_path / "silent.mp4", 24), tmp_path / "a.mp4")
     tokens = encode_file(tiny_tokenizer, path)
     decode_file(tiny_tokenizer, tokens, tmp_path / "b.mp4", steps=1, audio_from=path)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
@@ -23,6 +22,8 @@ sys.exit(code)
 
 def write_1080p(path: Path, frames: int) -> Path:
     """A moving gradient; cheap to compress, 1920x1080 at 30 frames a second."""
+    import av
+
     ramp = np.linspace(0, 255, 1920, dtype=np.uint8)
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=30, options={"preset": "ultrafast"})

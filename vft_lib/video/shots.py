@@ -7,10 +7,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .frames import VideoError
+from .frames import PathLike, VideoError
 
 Matrix = tuple[int, int, int, int]
 """(a, b, c, d): a stored pixel (x, y) is shown at (a x + c y, b x + d y), y downwards."""
@@ -30,6 +31,18 @@ class Shot:
     time: float
     duration: float  # used for the last shot only
     picture: Callable[[], np.ndarray]  # -> upright uint8 [H, W, 3]
+
+
+def pyav(file: PathLike) -> Any:
+    """The module `av`, imported as the first video is opened: pictures, training and generating
+    do without it. Raises VideoError where it is not installed."""
+    try:
+        import av
+    except ImportError as error:
+        raise VideoError(
+            f"{file} is read or written as a video, which needs PyAV: pip install av."
+        ) from error
+    return av
 
 
 def check_pixels(height: int, width: int, file: Path) -> None:

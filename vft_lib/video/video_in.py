@@ -18,24 +18,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import av
 import numpy as np
 
 from ..errors import one_line
 from . import image_in
-from .av_in import (
-    av_frames,
-    av_shots,
-    display_matrix,
-    frame_rate,
-    has_alpha,
-    no_picture,
-    open_av,
-    square_width,
-    video_stream,
-)
 from .frames import PathLike, Report, VideoError, fit_frame, fit_size
-from .shots import Problem, Shot, degrees, upright_size
+from .shots import Problem, Shot, degrees, pyav, upright_size
 
 _EARLY = 1.001e-3  # s; a frame counts as shown this much early: Matroska and FLV round to 1 ms
 _HELD = 600.0  # s; a picture on screen for longer is a damaged clock's doing
@@ -79,25 +67,28 @@ def probe(path: PathLike) -> VideoInfo:
             ends = [shot.time + shot.duration for shot in source]
         fps = len(ends) / ends[-1] if ends[-1] else 1.0
         return VideoInfo(w, h, fps, len(ends), ends[-1] or None, degrees(matrix), False, alpha)
-    with open_av(file) as container:
-        stream = video_stream(container, file)
-        frame = next(av_frames(container, stream), None)
+    av = pyav(file)
+    from . import av_in
+
+    with av_in.open_av(file) as container:
+        stream = av_in.video_stream(container, file)
+        frame = next(av_in.av_frames(container, stream), None)
         if frame is None:
-            raise no_picture(file)
+            raise av_in.no_picture(file)
         duration = (container.duration or 0) / av.time_base
         if stream.duration and stream.time_base:
             duration = float(stream.duration * stream.time_base)
-        matrix = display_matrix(frame)
-        h, w = upright_size((frame.height, square_width(frame, stream)), matrix)
+        matrix = av_in.display_matrix(frame)
+        h, w = upright_size((frame.height, av_in.square_width(frame, stream)), matrix)
         return VideoInfo(
             width=w,
             height=h,
-            fps=frame_rate(stream),
+            fps=av_in.frame_rate(stream),
             frames=stream.frames if stream.frames > 0 else None,
             duration=duration if duration > 0 else None,
             rotation=degrees(matrix),
             has_audio=bool(container.streams.audio),
-            has_alpha=has_alpha(frame),
+            has_alpha=av_in.has_alpha(frame),
         )
 
 
@@ -145,6 +136,9 @@ def read_frames(
         if image is not None:
             source = image_in.image_shots(image, file, problem, size)
         else:
+            pyav(file)
+            from .av_in import av_shots
+
             source = av_shots(file, start, problem, size)
         target, shown = size, None
         picture: np.ndarray = np.empty(0)

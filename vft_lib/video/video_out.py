@@ -7,16 +7,18 @@ from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from av.error import FFmpegError
 from PIL import Image
 
 from ..files.atomic import check_place, whole
 from .frames import PathLike, Report, VideoError, check_frame
-from .video_in import check_source, open_av
+from .shots import pyav
+from .video_in import check_source
+
+if TYPE_CHECKING:
+    import av
 
 # At two macroblocks a side, x264's macroblock tree reads memory that it never wrote: the same
 # pictures would not give the same bytes every time.
@@ -56,6 +58,8 @@ class VideoWriter:
         )
         self.frames = 0  # written so far
         check_place(self.path)
+        self._av = pyav(self.path)
+        self._codec_error: type[Exception] = self._av.error.FFmpegError
         self._crf, self._file = crf, ExitStack()
         self._audio_from = None if audio_from is None else check_source(audio_from)
         self._audio_start, self._report = audio_start, on_problem or (lambda message: None)
@@ -76,7 +80,7 @@ class VideoWriter:
             raise VideoError(f"Got {frame.shape} after {self._size}; use fit_frame for one size.")
         edge = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
         even = np.ascontiguousarray(np.pad(frame, edge, mode="edge"))
-        picture = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
+        picture = self._av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
             format="yuv420p", dst_colorspace="ITU709", src_color_range=2, dst_color_range=1
         )
         picture.pts, picture.time_base = self.frames, 1 / self.rate
@@ -95,7 +99,7 @@ class VideoWriter:
                 if self._out is None:
                     raise VideoError(f"No frame was written to {self.path}; write at least one.")
                 self._mux(None)
-                with _as_video_error(self.path):
+                with _as_video_error(self.path, self._codec_error):
                     self._out.close()
                 complete = True
         finally:
@@ -104,20 +108,20 @@ class VideoWriter:
             try:
                 if self._out is not None:
                     self._out.close()
-            except (FFmpegError, OSError):
+            except (self._codec_error, OSError):
                 pass  # what went wrong first tells more
-            with _as_video_error(self.path):
+            with _as_video_error(self.path, self._codec_error):
                 if complete:
                     self._file.close()  # it takes its place
                 else:
                     self._file.__exit__(kind or VideoError, error, trace)  # it is removed
 
     def _open(self) -> None:
-        with _as_video_error(self.path):
+        with _as_video_error(self.path, self._codec_error):
             h, w = (side + side % 2 for side in self._size[:2])
             temp = self._file.enter_context(whole(self.path))
-            self._out = av.open(temp, "w", "mp4", options={"movflags": "+faststart"})
-            if "libx264" in av.codecs_available:
+            self._out = self._av.open(temp, "w", "mp4", options={"movflags": "+faststart"})
+            if "libx264" in self._av.codecs_available:
                 self._video: Any = self._out.add_stream("libx264", rate=self.rate)
                 self._video.options = {"crf": str(self._crf)}
                 if min(w, h) <= _TINY:
@@ -138,7 +142,7 @@ class VideoWriter:
     def _next_sound(self) -> None:
         try:
             self._packet = next(self._sound, None) if self._sound else None
-        except (FFmpegError, ValueError) as error:
+        except (self._codec_error, ValueError) as error:
             self._end_sound(error)
 
     def _end_sound(self, error: Exception) -> None:
@@ -149,23 +153,23 @@ class VideoWriter:
     def _mux(self, picture: av.VideoFrame | None) -> None:
         """Encode one picture (None: the end), and bring the sound as far as the video."""
         assert self._out is not None
-        with _as_video_error(self.path):
+        with _as_video_error(self.path, self._codec_error):
             self._out.mux(self._video.encode(picture))
         while self._packet is not None and self._packet[0] < self.frames / self.rate:
             try:
                 self._out.mux(self._packet[1])
-            except FFmpegError as error:  # a full disk shows at the next picture too
+            except self._codec_error as error:  # a full disk shows at the next picture too
                 self._end_sound(error)
                 return
             self._next_sound()
 
 
 @contextmanager
-def _as_video_error(file: Path) -> Iterator[None]:
+def _as_video_error(file: Path, codec_error: type[Exception] = OSError) -> Iterator[None]:
     try:
         yield
-    except (FFmpegError, OSError) as error:
-        reason = error.strerror or error
+    except (codec_error, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise VideoError(
             f"{file} cannot be written ({reason}); check the folder, the space, the frame size."
         ) from error
@@ -175,6 +179,9 @@ def _sound(
     file: Path, out: av.container.OutputContainer, start: float
 ) -> Generator[tuple[float, Any], None, None]:
     """Add a sound stream to `out`, then yield (seconds, packet) from `start` of `file` on."""
+    av = pyav(file)
+    from .av_in import open_av
+
     with open_av(file) as source:
         if not source.streams.audio:
             return
