@@ -104,6 +104,10 @@ class VideoFromFile(Video):
             assert container.duration is not None
             return container.duration / av.time_base  # of the longest stream
 
+    def get_dimensions(self) -> tuple[int, int]:
+        with av.open(self.get_stream_source()) as container:
+            return container.streams.video[0].width, container.streams.video[0].height
+
     def get_components(self) -> VideoComponents:
         assert isinstance(self.file, str)
         frames = np.stack(list(read_frames(self.file)))

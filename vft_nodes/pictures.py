@@ -112,12 +112,15 @@ def make_video(images: Tensor, fps: float, audio: Any = None) -> Any:
 
 
 def video_file(video: Any) -> Path | None:
-    """The file behind a VIDEO, to be read a frame at a time; None if it has none, or shows only a
-    part of it."""
+    """The file behind a VIDEO, to be read a frame at a time; None if it has none, or shows anything
+    else than all of it: a part in time, a part of the picture, other pictures."""
     from comfy_api.latest import Input, InputImpl
 
-    if type(video).get_stream_source is Input.Video.get_stream_source:
+    kind = type(video)
+    if kind.get_stream_source is Input.Video.get_stream_source:
         return None  # made from frames: they are in memory already
+    if kind.get_components is not InputImpl.VideoFromFile.get_components:
+        return None  # another node pack's, which makes its pictures itself
     source = video.get_stream_source()
     if isinstance(source, bytesio.BytesIO):
         folder = host.folder("temp")
@@ -125,12 +128,15 @@ def video_file(video: Any) -> Path | None:
         with tempfile.NamedTemporaryFile(dir=folder, suffix=".video", delete=False) as f:
             f.write(source.getbuffer())
         source = f.name
-    # Both durations are ComfyUI's, which may count sound that goes on behind the last picture.
+    whole = InputImpl.VideoFromFile(source)
+    # All of these are ComfyUI's words on either; its durations may count sound that goes on behind
+    # the last picture.
     try:
-        part = abs(video.get_duration() - InputImpl.VideoFromFile(source).get_duration())
+        part = abs(video.get_duration() - whole.get_duration()) > SHORTEST
+        part = part or video.get_dimensions() != whole.get_dimensions()
     except Exception:  # a damaged file: our reader takes what there is, or says what is wrong
         return Path(source)
-    return None if part > SHORTEST else Path(source)
+    return None if part else Path(source)
 
 
 def resampled(images: Tensor, rate: float, fps: float) -> tuple[int, Iterator[np.ndarray]]:

@@ -51,7 +51,7 @@ def test_encode_reads_a_file_at_the_rate_asked_for(made: Made, tmp_path: Path) -
     assert (tokens.frames, tokens.fps) == (48, 24)
 
 
-def test_encode_takes_a_video_in_memory_and_a_trimmed_one(made: Made, tmp_path: Path) -> None:
+def test_encode_takes_a_video_in_memory(made: Made, tmp_path: Path) -> None:
     import io
 
     path = tmp_path / "a.mp4"
@@ -61,18 +61,69 @@ def test_encode_takes_a_video_in_memory_and_a_trimmed_one(made: Made, tmp_path: 
     tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=memory)
     assert torch.equal(tokens.ids, whole.ids)
 
-    class Trimmed(VideoFromFile):
-        """The first second of its file."""
 
-        def get_duration(self) -> float:
-            return 1.0
+class Trimmed(VideoFromFile):
+    """The first second of its file."""
 
-        def get_components(self) -> Any:
-            parts = super().get_components()
-            return dataclasses.replace(parts, images=parts.images[:8])
+    def get_duration(self) -> float:
+        return 1.0
 
-    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=Trimmed(str(path)))
-    assert tokens.frames == 8
+    def change(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:8]
+
+    def get_components(self) -> Any:
+        parts = super().get_components()
+        return dataclasses.replace(parts, images=self.change(parts.images))
+
+
+class Cropped(Trimmed):
+    """The left half of its file's pictures, as long as the file."""
+
+    get_duration = VideoFromFile.get_duration
+
+    def get_dimensions(self) -> tuple[int, int]:
+        width, height = super().get_dimensions()
+        return width // 2, height
+
+    def change(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :, : images.shape[2] // 2]
+
+
+class Negative(Trimmed):
+    """Other pictures than its file's, as many and as large."""
+
+    get_duration = VideoFromFile.get_duration
+
+    def change(self, images: torch.Tensor) -> torch.Tensor:
+        return 1 - images
+
+
+@pytest.mark.parametrize("kind", [Trimmed, Cropped, Negative])
+def test_a_video_that_is_not_all_of_its_file(
+    made: Made, tmp_path: Path, kind: type[Trimmed]
+) -> None:
+    """What the VIDEO shows is encoded, not what its file holds."""
+    path = tmp_path / "a.mp4"
+    write_video(path, moving_picture(24, 64, 128), 8)
+    shown = kind(str(path))
+    images = shown.get_components().images
+    expected = made.host.results("VFTEncode", tokenizer=made.tokenizer, images=images)
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=shown)
+    assert torch.equal(tokens.ids, expected.ids)
+
+
+def test_a_cropped_video_of_comfyuis_own_class(made: Made, tmp_path: Path) -> None:
+    """One whose pictures are of the file's own class, and only its words tell."""
+    path = tmp_path / "a.mp4"
+    write_video(path, moving_picture(24, 64, 128), 8)
+    pictures = made.host.module("vft_nodes.pictures")
+
+    class Half(VideoFromFile):
+        def get_dimensions(self) -> tuple[int, int]:
+            return 64, 64
+
+    assert pictures.video_file(VideoFromFile(str(path))) == path
+    assert pictures.video_file(Half(str(path))) is None
 
 
 def test_a_file_whose_sound_is_longer_is_still_read_a_few_frames_at_a_time(
