@@ -3,16 +3,19 @@ attention backend wins."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..config.tokenizer import MaskConfig
 from ..tokenizer.tokenizer import Tokenizer
 from ..transformer.attention import BACKENDS, Layout, attend
+from . import prior
 from .check import Measure, Place, Row
 from .compare import MASKS, error_of, mask_name, refused
 from .models import latents_of, timed, tokenizer, with_graphs
@@ -31,7 +34,8 @@ def graphs(place: Place) -> Iterator[tuple[str, Measure]]:
     yield "backends, k = 32", partial(_backends, place, MASKS[0], 33)
     yield "backends, k = 256", partial(_backends, place, MASKS[0], 256)
     held.clear()
-    yield "compiled", partial(_compiled, place)
+    for registers in (33, 256):
+        yield f"kernels of sdpa, {registers}", partial(_kernels, place, registers)
     yield "backends of the encoder", partial(_backends, place, MASKS[2], 256)
     for mask in (MASKS[1], MASKS[3], MASKS[4]):
         yield f"backends, {mask_name(mask)}", partial(_backends, place, mask, 33)
@@ -56,6 +60,28 @@ def _eager_and_graph(place: Place, held: list[Tokenizer], k: int, batch: int) ->
     ]  # fmt: skip
 
 
+def compiled(place: Place) -> Iterator[tuple[str, Measure]]:
+    """Last, as a compiler takes its time."""
+    yield "four blocks of d28", partial(_compiled, place)
+    yield "the prior's step", partial(prior.compiled, place, "d16, 1 clip")
+
+
+def _kernels(place: Place, registers: int) -> list[Row]:
+    """Which of the kernels behind sdpa is the fastest for d28's frames."""
+    rows = []
+    for kind in (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
+                 SDPBackend.CUDNN_ATTENTION):  # fmt: skip
+        if not place.cuda:
+            return [Row("kernels of sdpa", note="a CPU has one")]
+        try:
+            with sdpa_kernel(kind):
+                found = _backends(place, MASKS[0], registers, ("sdpa",))
+        except RuntimeError as e:
+            found = [Row(f"sdpa, {registers} registers", note=str(e).splitlines()[0])]
+        rows += [dataclasses.replace(r, what=f"{r.what}, {kind.name.lower()}") for r in found]
+    return rows
+
+
 def _compiled(place: Place) -> list[Row]:
     """A decoder of d28's width, four blocks deep: compiling all 28 takes too long here."""
     depth = 2 if place.tiny else 4
@@ -78,13 +104,15 @@ def _compiled(place: Place) -> list[Row]:
     return rows
 
 
-def _backends(place: Place, mask: MaskConfig, registers: int) -> list[Row]:
+def _backends(
+    place: Place, mask: MaskConfig, registers: int, names: Iterable[str] = BACKENDS
+) -> list[Row]:
     """Seconds of one attention of d28, one clip, by backend."""
     rows = []
     frames, patches, heads = (2, 4, 2) if place.tiny else (5, 256, 28)
     dtype = torch.float32 if place.tiny else torch.bfloat16
     weight = 224 if registers == 33 and mask.mode in ("full", "time_block_causal") else 1
-    for backend in BACKENDS:
+    for backend in names:
         why = refused(backend, mask, place.device)
         name = f"attention of d28, {mask_name(mask)}, {registers} registers, {backend}"
         if why:

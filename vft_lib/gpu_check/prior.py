@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..config.prior import PriorConfig
 from ..measure.bench import made_up, published_prior
+from ..prior.network import Condition
 from ..prior.prior import Prior
 from ..prior.sampling import Sampler
 from ..transformer.graphs import Graphs, rehearse
@@ -50,16 +52,11 @@ def _ids_a_second(
     place: Place, held: list[Prior], copy: list[float], name: str, clips: int
 ) -> list[Row]:
     model = held[0]
-    c = model.config
-    rows = min(128, c.max_text_len)
-    generator = torch.Generator().manual_seed(0)
-    states = torch.randn(clips, rows, c.ctx_dim, generator=generator).to(place.device)
-    mask = torch.ones(clips, rows, dtype=torch.bool, device=place.device)
-    condition = model.network.condition(clips, None, states, mask, guided=True)
+    condition = _condition(place, model, clips)
     few, many = (5, 20) if place.tiny else (40, 160)
 
-    def write(count: int, temperature: float = 1.0) -> Tensor:
-        sampler = Sampler(range(clips), temperature=temperature, top_p=0.95)
+    def write(count: int, temperature: float = 1.0, top_p: float | None = None) -> Tensor:
+        sampler = Sampler(range(clips), temperature=temperature, top_p=top_p)
         return model.sample(condition, count, guidance=2.0, choose=sampler)
 
     def per_id() -> tuple[float, float]:
@@ -73,6 +70,8 @@ def _ids_a_second(
     with_graphs(model, place, "on")
     graph, whole = per_id()
     again = write(many, 0.0)
+    short, long = (timed(place, partial(write, n, 1.0, 0.95), 1, 0) for n in (few, many))
+    nucleus = (long - short) / (many - few)
     failures, captured = model.graphs.failures, model.graphs.captured
     model.graphs = Graphs(rehearse, "on")  # the same path, its kernels launched one by one
     same = write(few, 0.0)
@@ -90,12 +89,46 @@ def _ids_a_second(
             f"{ratio:.2f} × eager, {reach:.0%} of reading {size / GB:.2f} GB an id; "
             f"{captured} captured" + "".join(f"; {f}" for f in failures)),
         Row(f"{name}: with the capture, {many} ids", 1 / whole, "ids/s", note="of each clip"),
+        Row(f"{name}: graph, top_p 0.95", 1 / nucleus, "ids/s"),
         Row(f"{name}: graph against the same path launched one by one", float(not equal), "", "0",
             equal),
         Row(f"{name}: likeliest ids that are eager's too",
             float((likeliest == again).float().mean()), "",
             note="16 bits, sums in another order"),
     ]  # fmt: skip
+
+
+def compiled(place: Place, name: str) -> list[Row]:
+    """The step of d16, compiled and then captured: fewer kernels."""
+    with torch.device("meta"):
+        model = Prior(prior_config(place, 16))
+    model = made_up(model, place.device, torch.float32 if place.tiny else torch.bfloat16)
+    condition = _condition(place, model, 1)
+    few, many = (5, 20) if place.tiny else (40, 160)
+
+    def write(count: int) -> Tensor:
+        known = torch.zeros(1, many - count, dtype=torch.int64)  # the cache is always as long
+        return model.sample(condition, many, guidance=2.0, choose=Sampler([0]), prefix=known)
+
+    began = time.perf_counter()
+    model.compile_step("inductor" if place.cuda else "aot_eager")
+    with_graphs(model, place, "on")
+    write(few)
+    rows = [Row(f"{name}: compiling", time.perf_counter() - began, "s")]
+    brief, long = (timed(place, partial(write, n), 1, 0) for n in (few, many))
+    rate = (many - few) / (long - brief)
+    return [*rows, Row(f"{name}: compiled, and a graph", rate, "ids/s",
+                       note="; ".join(model.graphs.failures))]  # fmt: skip
+
+
+def _condition(place: Place, model: Prior, clips: int) -> Condition:
+    """Made-up text states, guided."""
+    c = model.config
+    rows = min(128, c.max_text_len)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(clips, rows, c.ctx_dim, generator=generator).to(place.device)
+    mask = torch.ones(clips, rows, dtype=torch.bool, device=place.device)
+    return model.network.condition(clips, None, states, mask, guided=True)
 
 
 def _bytes_an_id(model: Prior) -> int:

@@ -244,9 +244,9 @@ class Prior(nn.Module):
                     if on_id is not None:
                         pace()
                         on_id(i + 1, flat)
+            return flat.cpu()
         finally:
             self.graphs.clear()  # they read this call's cache
-        return flat.cpu()
 
     def step(
         self, ids: Tensor, condition: Condition, cache: Cache, at: int | Tensor

@@ -34,10 +34,14 @@ LAG = 2  # steps that the host may be ahead of the GPU where somebody watches
 
 def cuda_capture(step: Step, inputs: Outputs) -> Replay:
     """Record the kernels of `step(*inputs)`, which do not run yet."""
-    graph = torch.cuda.CUDAGraph()
-    # Other threads (loading, previews) may use the GPU meanwhile: only this one's calls count.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        outputs = step(*inputs)
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        # Other threads (loading, previews) may use the GPU meanwhile: only this one's calls count.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            outputs = step(*inputs)
+    except BaseException:
+        torch.cuda.set_stream(stream)  # a capture that fails would leave its own
+        raise
 
     def replay() -> Outputs:
         graph.replay()
@@ -89,17 +93,17 @@ class Graphs:
     def begin(self, model: nn.Module, device: torch.device, rows: int) -> Graphs | None:
         """Before steps of `rows` rows: this, or None where steps are to run as they are. Captured
         steps read the weights where they lay; if these have moved, the steps are forgotten."""
-        if self.use == "off" or (self.use == "auto" and rows > SMALL):
-            return None
-        if self.capture is cuda_capture and device.type != "cuda":
-            return None
         tensors = [*model.parameters(), *model.buffers()]
-        if any(t.device.type != device.type for t in tensors):
-            return None  # they are brought to the device while the step runs
         weights = tuple(t.data_ptr() for t in tensors)
         if weights != self._weights:
             self.clear()
             self._weights = weights
+        if self.use == "off" or (self.use == "auto" and rows > SMALL):
+            return None
+        if self.capture is cuda_capture and device.type != "cuda":
+            return None
+        if any(t.device.type != device.type for t in tensors):
+            return None  # they are brought to the device while the step runs
         return self
 
     @staticmethod
@@ -114,6 +118,8 @@ class Graphs:
 
     def clear(self) -> None:
         """Forget all steps and return their memory."""
+        if self.capture is cuda_capture and any(e.replay for e in self._entries.values()):
+            torch.cuda.synchronize()  # the last replay may still run
         self._entries.clear()
 
     def run(self, key: Hashable, step: Step, *inputs: Tensor) -> Outputs:
@@ -132,10 +138,10 @@ class Graphs:
         if entry.replay is None and not self._capture(entry, step, inputs):
             return step(*inputs)
         assert entry.replay is not None
-        for i, (own, new) in enumerate(zip(entry.inputs, inputs)):
-            if entry.seen[i] is not new:  # what stays the same is copied once
-                own.copy_(new)
-                entry.seen[i] = new
+        changed = [i for i, new in enumerate(inputs) if entry.seen[i] is not new]
+        if changed:  # what stays the same is copied once
+            torch._foreach_copy_([entry.inputs[i] for i in changed], [inputs[i] for i in changed])
+            entry.seen = list(inputs)
         self.replayed += 1
         return tuple(t.clone() for t in entry.replay())
 
