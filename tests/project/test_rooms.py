@@ -10,8 +10,8 @@ from pathlib import Path
 LIBRARY = Path(__file__).resolve().parents[2] / "vft_lib"
 ROOMS = (
     "errors", "files", "config", "token_file", "tokens", "transformer", "autoencoder", "tokenizer",
-    "prior", "video", "clips", "checkpoints", "models", "world", "measure", "gpu_check", "train",
-    "evaluation", "cli",
+    "prior", "video", "clips", "checkpoints", "models", "world", "measure", "gpu_check",
+    "footage", "train", "evaluation", "cli",
 )  # fmt: skip
 LONGEST = 350  # lines
 LONGER = {"world/world.py", "prior/prior.py", "tokenizer/tokenizer.py"}
@@ -57,7 +57,9 @@ def test_rooms_and_modules_are_small() -> None:
 
 def test_every_room_and_module_says_what_it_is() -> None:
     plan = (LIBRARY.parent / "ARCHITECTURE.md").read_text("utf-8")
+    installed = (LIBRARY.parent / "pyproject.toml").read_text("utf-8")
     for file in LIBRARY.rglob("*.py"):
         assert ast.get_docstring(ast.parse(file.read_text("utf-8"))), file
     for room in LIBRARY.glob("*/__init__.py"):
         assert f"| `{room.parent.name}/` |" in plan
+        assert f'"vft_lib.{room.parent.name}"' in installed

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VftError
 from ..files.atomic import alone
 from .common import device_of, note
+from .pack import add_pack_parser
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ def add_train_parser(subparsers: Any) -> None:
     """Add `train` and its steps to the command line."""
     parser = subparsers.add_parser("train", help="train a tokenizer from nothing")
     steps = parser.add_subparsers(dest="step", required=True)
+    add_pack_parser(steps)
     for name, func, text in (
         ("vae", _train_vae, "the video autoencoder; writes OUT/vae.safetensors"),
         ("tokenizer", _train_tokenizer, "the rest; writes OUT/tokenizer.safetensors"),
