@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from .clips.stream import decode_file, encode_file, read_video
     from .models.loading import load_prior, load_tokenizer
     from .prior.prior import Prior
+    from .tokenizer.sampling import Sampling
     from .tokenizer.tokenizer import Tokenizer
     from .tokens import Tokens
     from .video.video_out import write_video
 
 _HOMES = {
-    "Prior": "prior.prior", "Tokenizer": "tokenizer.tokenizer", "Tokens": "tokens",
+    "Prior": "prior.prior", "Sampling": "tokenizer.sampling",
+    "Tokenizer": "tokenizer.tokenizer", "Tokens": "tokens",
     "decode_file": "clips.stream", "encode_file": "clips.stream", "read_video": "clips.stream",
     "join_tokens": "clips.cutting", "slice_tokens": "clips.cutting",
     "load_prior": "models.loading", "load_tokenizer": "models.loading",
@@ -45,6 +47,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Prior",
+    "Sampling",
     "TokenFileError",
     "Tokenizer",
     "Tokens",

@@ -22,7 +22,7 @@ from . import host
 from .files import node_facts
 from .loaders import LoadedTokenizer
 from .pictures import image_frames, make_video, store
-from .tokenizing import decoded, decoding_inputs, shown
+from .tokenizing import decoded, decoding_inputs, sampling_of, shown
 from .types import TokenizerType, TokensType, checked, schema
 
 COMPARED = 16  # frames at a time
@@ -82,8 +82,7 @@ class BudgetSweep(io.ComfyNode):
         parts = [tokens.truncate(k) for k in ks]
         clips = [
             decoded(
-                tokenizer, part, work, steps=steps, guidance=guidance, seed=seed,
-                part=(i, len(parts)),
+                tokenizer, part, work, sampling_of(steps, guidance, seed), part=(i, len(parts)),
             )
             for i, part in enumerate(parts)
         ]  # fmt: skip

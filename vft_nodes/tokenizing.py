@@ -12,7 +12,8 @@ from torch import Tensor
 from ..vft_lib import Tokens, VftError
 from ..vft_lib.clips.stream import decode_frames, encode_file, encode_frames
 from ..vft_lib.prior.prior import bits_budget
-from ..vft_lib.tokenizer.tokenizer import part_of
+from ..vft_lib.tokenizer.parts import part_of
+from ..vft_lib.tokenizer.sampling import Sampling
 from ..vft_lib.video.frames import FITS, to_frames
 from . import host
 from .loaders import LoadedPrior, LoadedTokenizer
@@ -186,14 +187,19 @@ def decoding_inputs() -> list[io.Input]:
     ]
 
 
+def sampling_of(steps: int, guidance: float, seed: int) -> Sampling:
+    """Of :func:`decoding_inputs`."""
+    return Sampling(steps or None, guidance or None, seed=seed)
+
+
 def decoded(
-    loaded: LoadedTokenizer, tokens: Tokens, work: host.Work, *, steps: int, guidance: float,
-    seed: int, first_frame: np.ndarray | None = None, keep_bars: bool = False,
-    preview: bool = True, part: tuple[int, int] = (0, 1),
+    loaded: LoadedTokenizer, tokens: Tokens, work: host.Work, sampling: Sampling, *,
+    first_frame: np.ndarray | None = None, keep_bars: bool = False, preview: bool = True,
+    part: tuple[int, int] = (0, 1),
 ) -> Tensor:  # fmt: skip
     """Tokens -> IMAGE, with progress, previews and a retry when memory runs out. `part` (i, n):
     this is run i of n for the progress bar."""
-    count = steps or loaded.model.config.sampling.steps
+    count = sampling.steps or loaded.model.config.sampling.steps
     every = max(1, count // 5)
 
     def attempt(low_memory: bool) -> Tensor:
@@ -208,9 +214,9 @@ def decoded(
                 work.show(next(to_frames(picture[0])))
 
         frames: Iterator[np.ndarray] = decode_frames(
-            model, tokens, steps=steps or None, guidance=guidance or None, seed=seed,
-            first_frame=first_frame, keep_bars=keep_bars, low_memory=low_memory,
-            progress=part_of(work, *part), estimate=estimate if preview else None,
+            model, tokens, sampling, first_frame=first_frame, keep_bars=keep_bars,
+            low_memory=low_memory, progress=part_of(work, *part),
+            estimate=estimate if preview else None,
         )  # fmt: skip
         for frame in frames:
             kept.add(frame)
@@ -263,7 +269,7 @@ class FlowDecode(io.ComfyNode):
         work = host.Work(cls.hidden)
         given = None if first_frame is None else next(image_frames(first_frame, work.warn))
         images = decoded(
-            tokenizer, tokens, work, steps=steps, guidance=guidance, seed=seed, first_frame=given,
+            tokenizer, tokens, work, sampling_of(steps, guidance, seed), first_frame=given,
             keep_bars=keep_bars, preview=preview,
         )  # fmt: skip
         text = f"{summary(tokens)} · {images.shape[2]}×{images.shape[1]} px"

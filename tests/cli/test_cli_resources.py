@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vft_lib.cli.vft import main
 from vft_lib.models.loading import load_tokenizer
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 
@@ -23,11 +24,15 @@ def test_speed_and_memory_options(
     seen: dict[str, Any] = {}
     plain = Tokenizer.decode_chunks
 
-    def watched(self: Tokenizer, tokens: Tokens, **options: Any) -> Iterator[Tensor]:
+    def watched(
+        self: Tokenizer, tokens: Tokens, sampling: Sampling, **options: Any
+    ) -> Iterator[Tensor]:
         kinds = {type(m).__name__ for m in self.decoder.trunk.modules()}
-        seen.update(options, at_once=self.frames_at_once, kinds=kinds, compiled=self.compiled)
+        seen.update(
+            vars(sampling), at_once=self.frames_at_once, kinds=kinds, compiled=self.compiled
+        )
         self.compiled = None  # compiling takes longer than this test
-        return plain(self, tokens, **options)
+        return plain(self, tokens, sampling, **options)
 
     monkeypatch.setattr(Tokenizer, "decode_chunks", watched)
     tokens = tmp_path / "t.vft"

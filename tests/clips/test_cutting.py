@@ -10,6 +10,7 @@ from tokenizer.test_tokenizer import clips, with_overlap
 from vft_lib.clips import stream
 from vft_lib.clips.cutting import join_tokens, slice_tokens
 from vft_lib.errors import VftError
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 
 
@@ -93,7 +94,7 @@ def test_guided_passes_one_after_the_other_give_the_same_clip(tiny_tokenizer: To
     tokens = tiny_tokenizer.encode(clips(1, 33))
     frames = [
         np.stack(list(stream.decode_frames(
-            tiny_tokenizer, tokens, steps=3, guidance=2.0, low_memory=low
+            tiny_tokenizer, tokens, Sampling(3, 2.0), low_memory=low
         ))).astype(int)
         for low in (False, True)
     ]  # fmt: skip
@@ -105,7 +106,12 @@ def test_estimates_come_after_every_step_and_the_last_is_the_result(
 ) -> None:
     tokens, seen = tiny_tokenizer.encode(clips(1, 17)), list[torch.Tensor]()
     video = torch.cat(
-        list(tiny_tokenizer.decode_chunks(tokens, steps=4, estimate=seen.append, clamp=False)), 2
+        list(
+            tiny_tokenizer.decode_chunks(
+                tokens, Sampling(steps=4), estimate=seen.append, clamp=False
+            )
+        ),
+        2,
     )
     assert len(seen) == 4
     assert torch.allclose(tiny_tokenizer.vae.decode(seen[-1]), video, atol=1e-4)

@@ -13,6 +13,7 @@ from conftest import TINY, moving_picture
 from vft_lib.cli import vft as cli
 from vft_lib.clips.stream import decode_file
 from vft_lib.errors import VftError
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 from vft_lib.video.frames import to_tensor
@@ -69,11 +70,14 @@ def test_chunks_from_any_on_are_those_of_a_whole_decode(overlap: int) -> None:
         tok = Tokenizer(config).eval().requires_grad_(False)
     tokens = tok.encode(to_tensor(moving_picture(60, 32, 32)))
     first = to_tensor(moving_picture(1, 32, 32))[None, :, 0]
-    options: dict[str, Any] = {"steps": 2, "seed": 5, "first_frame": first, "clamp": False}
-    whole = list(tok.decode_chunks(tokens, **options))
+    sampling = Sampling(2, seed=5)
+    options: dict[str, Any] = {"first_frame": first, "clamp": False}
+    whole = list(tok.decode_chunks(tokens, sampling, **options))
     assert len(whole) == 4
     for i in range(1, 5):
-        rest = list(tok.decode_chunks(tokens, resume=(i, whole[i - 1][:, :, -1]), **options))
+        rest = list(
+            tok.decode_chunks(tokens, sampling, resume=(i, whole[i - 1][:, :, -1]), **options)
+        )
         assert len(rest) == 4 - i
         assert all(torch.equal(a, b) for a, b in zip(rest, whole[i:]))
 

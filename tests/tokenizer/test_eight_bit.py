@@ -12,8 +12,8 @@ from torch import nn
 from vft_lib.errors import VftError
 from vft_lib.measure.metrics import psnr
 from vft_lib.models.loading import load_tokenizer
-from vft_lib.tokenizer import flow
 from vft_lib.tokenizer.eight_bit import EightBitLinear, Storage, store_in_eight_bits
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 from vft_lib.world.world import make_clip
@@ -41,7 +41,7 @@ def test_a_cast_leaves_the_eight_bits_alone(tiny_tokenizer: Tokenizer) -> None:
     assert tok.decoder.trunk.blocks[0].attention.wq.weight.dtype == torch.int8  # type: ignore[union-attr]
     ids = torch.zeros(1, 5, 2, dtype=torch.int64)
     noise = torch.zeros(1, *tok.config.latent_shape)
-    latents = tok.sample_latents(ids, noise, flow.Schedule(1), flow.Guidance())
+    latents = tok.sample_latents(ids, noise, Sampling(1, 1.0))
     assert latents.isfinite().all()
 
 

@@ -55,7 +55,7 @@ def test_memory_does_not_grow_with_the_clip(tmp_path: Path, tiny_checkpoint: Pat
 
 PARTS = """
 import logging, resource, sys, torch
-from vft_lib.tokenizer.memory import in_parts
+from vft_lib.tokenizer.parts import in_parts
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 def work(begin, end, tight):
     held = torch.ones((end - begin, 25_000_000 if tight else int(sys.argv[2])))  # 4 bytes each

@@ -18,6 +18,7 @@ from vft_lib.config.tokenizer import DecoderStep, PosembConfig
 from vft_lib.errors import ConfigError, VftError
 from vft_lib.models.loading import load_tokenizer
 from vft_lib.tokenizer import flow
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 
@@ -156,7 +157,7 @@ def test_as_many_frames_out_as_in(tok: Tokenizer, frames: int) -> None:
     assert video.shape == (2, 3, frames, 32, 32)
     assert video.dtype == torch.float32
     assert video.abs().max() <= 1
-    parts = [part.shape[2] for part in tok.decode_chunks(tokens, steps=1)]
+    parts = [part.shape[2] for part in tok.decode_chunks(tokens, Sampling(steps=1))]
     assert sum(parts) == frames
     assert len(parts) == tok.chunk_count(frames)
     assert 0 not in parts
@@ -195,7 +196,7 @@ def test_streaming_equals_whole_clip_decoding(tok: Tokenizer) -> None:
             pieces.append(tok.vae.decode(x))
     fresh = [p if i == 0 else p[:, :, c.overlap :] for i, p in enumerate(pieces)]
     expected = torch.cat(fresh, dim=2)[:, :, :50].clamp(-1, 1)
-    streamed = list(tok.decode_chunks(tokens, steps=3, guidance=3.0, apg=True, seed=7))
+    streamed = list(tok.decode_chunks(tokens, Sampling(steps=3, guidance=3.0, apg=True, seed=7)))
     whole = tok.decode(tokens, steps=3, guidance=3.0, apg=True, seed=7)
     assert torch.equal(torch.cat(streamed, dim=2), whole)
     assert torch.allclose(whole, expected, atol=1e-3)
@@ -208,9 +209,7 @@ def test_truncating_then_decoding_equals_decoding_with_that_budget(tok: Tokenize
         [torch.randn(tok.config.latent_shape, generator=torch.Generator().manual_seed(0))] * 2
     )
     with torch.inference_mode():
-        latents = tok.sample_latents(
-            full.ids, noise, flow.Schedule(2), flow.Guidance(1.0), keep=torch.tensor([k, k])
-        )
+        latents = tok.sample_latents(full.ids, noise, Sampling(2, 1.0), keep=torch.tensor([k, k]))
         expected = tok.vae.decode(latents).clamp(-1, 1)
     assert torch.allclose(tok.decode(full.truncate(k), steps=2, guidance=1.0), expected, atol=1e-5)
 
@@ -228,14 +227,13 @@ def test_budgets_of_one_batch_do_not_mix(tiny_tokenizer: Tokenizer) -> None:
     noise = torch.randn((2, 4, 5, 4, 4), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         both = tiny_tokenizer.sample_latents(
-            full.ids, noise, flow.Schedule(2), flow.Guidance(4.0), keep=torch.tensor([2, 8])
+            full.ids, noise, Sampling(2, 4.0), keep=torch.tensor([2, 8])
         )
         for i, k in enumerate((2, 8)):
             one = tiny_tokenizer.sample_latents(
                 full.ids[i : i + 1, :, :k],
                 noise[i : i + 1],
-                flow.Schedule(2),
-                flow.Guidance(4.0),
+                Sampling(2, 4.0),
             )
             assert torch.allclose(both[i : i + 1], one, atol=1e-5)
 
@@ -276,7 +274,7 @@ def recorded(tok: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
 
     def spy(ids: Tensor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         latents = real(ids, noise, *args, **kwargs)
-        calls.append({"ids": ids, "noise": noise, "pinned": args[2], "latents": latents})
+        calls.append({"ids": ids, "noise": noise, "pinned": kwargs["pinned"], "latents": latents})
         return latents
 
     monkeypatch.setattr(tok, "sample_latents", spy)
@@ -628,7 +626,7 @@ def test_less_memory_for_the_same_result(tiny_checkpoint: Path) -> None:
     assert tok.limit_memory(1) == tok.frames_at_once == 1
     assert torch.equal(tok.encode(video).ids, tokens.ids)
     assert torch.allclose(tok.decode(tokens, steps=2), plain, atol=1e-4)
-    low = list(tok.decode_chunks(tokens, steps=2, low_memory=True))
+    low = list(tok.decode_chunks(tokens, Sampling(steps=2), low_memory=True))
     assert torch.allclose(torch.cat(low, 2), plain, atol=1e-4)
     assert tok.limit_memory(None) == 5
     assert tok.frames_at_once is None

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from transformer.test_masks import MODES
 from vft_lib.config.tokenizer import DecoderStep, MaskConfig, PosembConfig
-from vft_lib.tokenizer import flow
 from vft_lib.tokenizer.decoder import Decoder
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.transformer import backends as attention_backends
 from vft_lib.transformer.attention import Layout, attend, merges_registers
@@ -185,7 +185,7 @@ def test_a_whole_sampling_run_is_that_of_all_registers(
             monkeypatch.setattr(Decoder, "merge", lambda self, registers, keep: (registers, 1))
         with torch.inference_mode():
             runs.append(tiny_tokenizer.sample_latents(
-                ids, noise, flow.Schedule(3), flow.Guidance(guidance), keep=torch.tensor(keep)
+                ids, noise, Sampling(3, guidance), keep=torch.tensor(keep)
             ))  # fmt: skip
     assert torch.allclose(runs[0], runs[1], atol=1e-4)
 
@@ -208,5 +208,5 @@ def test_a_guided_step_takes_work_in_proportion_to_the_budget(
         ids = torch.zeros(1, 5, k, dtype=torch.int64)
         noise = normal(3, 1, *tiny_tokenizer.config.latent_shape)
         with torch.inference_mode():
-            tiny_tokenizer.sample_latents(ids, noise, flow.Schedule(1), flow.Guidance(3.0))
+            tiny_tokenizer.sample_latents(ids, noise, Sampling(1, 3.0))
     assert tokens == {1: 5 * (6 + 5), 4: 5 * (9 + 5), 8: 5 * (12 + 5)}

@@ -14,7 +14,7 @@ from transformer.test_attention import ALL_MODES, name, normal
 from vft_lib.config.tokenizer import MaskConfig
 from vft_lib.errors import VftError
 from vft_lib.models.loading import load_tokenizer
-from vft_lib.tokenizer import flow
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.transformer import attention
 from vft_lib.transformer.attention import BACKENDS, Layout, attend, merges_registers
 from vft_lib.transformer.backends import sdpa, xformers_bias
@@ -156,5 +156,5 @@ def test_a_tokenizer_takes_flex_on_a_gpu(tiny_checkpoint: Path) -> None:
     for backend in ("sdpa", "flex"):
         assert tok.use_attention(backend) == backend
         with torch.inference_mode():
-            out.append(tok.sample_latents(ids, noise, flow.Schedule(2), flow.Guidance(2.0)))
+            out.append(tok.sample_latents(ids, noise, Sampling(2, 2.0)))
     assert torch.allclose(out[0], out[1], atol=1e-3)

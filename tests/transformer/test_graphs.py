@@ -14,6 +14,7 @@ from torch import Tensor
 from vft_lib.models.loading import load_prior, load_tokenizer
 from vft_lib.prior.prior import Prior
 from vft_lib.tokenizer import flow
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.transformer.graphs import HELD, WARM, Graphs, Outputs, Pace, rehearse
 from vft_lib.transformer.masks import holding, remembered
@@ -21,12 +22,12 @@ from vft_lib.transformer.masks import holding, remembered
 CPU = torch.device("cpu")
 
 
-def latents(tok: Tokenizer, schedule: flow.Schedule, scale: float, seed: int = 0) -> Tensor:
+def latents(tok: Tokenizer, sampling: Sampling, seed: int = 0) -> Tensor:
     g = torch.Generator().manual_seed(seed)
     ids = torch.randint(64_000, (2, 5, 3), generator=g)
     noise = torch.randn((2, *tok.config.latent_shape), generator=g)
     with torch.inference_mode():
-        return tok.sample_latents(ids, noise, schedule, flow.Guidance(scale))
+        return tok.sample_latents(ids, noise, sampling)
 
 
 @pytest.fixture
@@ -39,26 +40,27 @@ def tok(tiny_checkpoint: Path) -> Tokenizer:
 def test_captured_steps_sample_the_same_latents(
     tok: Tokenizer, method: flow.Method, scale: float
 ) -> None:
-    schedule = flow.Schedule(5, method)
-    plain = [latents(tok, schedule, scale, seed) for seed in (0, 1)]
+    sampling = Sampling(5, scale, method=method)
+    asked = len(sampling.schedule().asked())
+    plain = [latents(tok, sampling, seed) for seed in (0, 1)]
     assert tok.graphs.replayed == 0  # on a CPU nothing is captured
     tok.graphs = Graphs(rehearse, "on")
-    assert torch.equal(latents(tok, schedule, scale, 0), plain[0])
+    assert torch.equal(latents(tok, sampling, 0), plain[0])
     assert tok.graphs.captured == 1
     first = tok.graphs.replayed
-    assert first == len(schedule.asked()) - WARM
-    assert torch.equal(latents(tok, schedule, scale, 1), plain[1])  # other ids, the same capture
-    assert (tok.graphs.captured, tok.graphs.replayed - first) == (1, len(schedule.asked()))
+    assert first == asked - WARM
+    assert torch.equal(latents(tok, sampling, 1), plain[1])  # other ids, the same capture
+    assert (tok.graphs.captured, tok.graphs.replayed - first) == (1, asked)
 
 
 def test_weights_that_have_moved_are_captured_anew(tok: Tokenizer) -> None:
-    schedule = flow.Schedule(4)
+    sampling = Sampling(4, 1.0)
     tok.graphs = Graphs(rehearse, "on")
-    latents(tok, schedule, 1.0)
+    latents(tok, sampling)
     block = tok.decoder.trunk.blocks[0]
     for p in block.parameters():
         p.data = p.data.clone()
-    latents(tok, schedule, 1.0)
+    latents(tok, sampling)
     assert tok.graphs.captured == 2
     block.to("meta")  # elsewhere than where it computes: as ComfyUI keeps what does not fit
     assert tok.graphs.begin(tok.decoder, CPU, 1) is None
@@ -97,10 +99,10 @@ def test_what_cannot_be_captured_runs_without(
     def capture(step: object, inputs: Outputs) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    plain = latents(tok, flow.Schedule(6), 3.0)
+    plain = latents(tok, Sampling(6, 3.0))
     tok.graphs = Graphs(capture, "on")  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING, logger="vft_lib"):
-        assert torch.equal(latents(tok, flow.Schedule(6), 3.0), plain)
+        assert torch.equal(latents(tok, Sampling(6, 3.0)), plain)
     why = "RuntimeError: operation not permitted when stream is capturing"
     assert tok.graphs.failures == [why]
     assert caplog.messages == [f"a step cannot be captured as a CUDA graph and runs without: {why}"]
@@ -175,10 +177,10 @@ def test_remembered_results_are_held_for_whoever_captures() -> None:
 def test_a_cuda_graph_gives_the_same_bits(tiny_checkpoint: Path, scale: float) -> None:
     tok = load_tokenizer(tiny_checkpoint, device="cuda")
     tok.graphs.use = "off"
-    plain = latents(tok, flow.Schedule(8), scale)
+    plain = latents(tok, Sampling(8, scale))
     tok.graphs.use = "on"
     for _ in range(2):
-        assert torch.equal(latents(tok, flow.Schedule(8), scale), plain)
+        assert torch.equal(latents(tok, Sampling(8, scale)), plain)
     assert tok.graphs.failures == []
     assert tok.graphs.captured == 1
 

@@ -27,6 +27,7 @@ from ..errors import CheckpointError, VftError
 from ..prior.network import Condition
 from ..prior.prior import Prior
 from ..tokenizer import flow
+from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
 from .checkpoint import weight_shapes
@@ -209,12 +210,14 @@ def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
         ids = io[c["ids"]].long()
         channels, _, h, w = tok.config.latent_shape
         frames = ids.shape[1] * tok.config.encoder.patch_size[0]
-        draw = tok.noise_source(len(ids), 0, torch.Generator().manual_seed(c["seed"]))
-        noise = draw((channels, frames, h, w))
+        sampling = Sampling(
+            c["steps"], c["guidance"], bool(c["apg"]),
+            generator=torch.Generator().manual_seed(c["seed"]),
+        )  # fmt: skip
+        noise = sampling.noise(len(ids))((channels, frames, h, w))
         pinned = io[c["cond_latents"]] if c.get("cond_latents") else None
-        guidance = flow.Guidance(c["guidance"], bool(c["apg"]))
         return tok.sample_latents(
-            ids, noise, flow.Schedule(c["steps"]), guidance, pinned, torch.tensor(c["keep"])
+            ids, noise, sampling, pinned=pinned, keep=torch.tensor(c["keep"])
         )  # fmt: skip
 
     def detokenize(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from ..errors import VftError, one_line
 if TYPE_CHECKING:
     import torch
 
+    from ..tokenizer.sampling import Sampling
     from ..tokenizer.tokenizer import Tokenizer
     from ..tokens import Tokens
 
@@ -68,6 +69,27 @@ def add_resource_options(parser: argparse.ArgumentParser, decoding: bool = True)
         help="the flow decoder's in eight bits: less memory, not quite the same pictures",
     )  # fmt: skip
     group.add_argument("--compile", action="store_true", help="pays for many chunks or clips")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """How a decoder samples: see :func:`sampling_of`."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--steps", type=int, metavar="N", help="sampling steps")
+    group.add_argument("--guidance", type=number, metavar="G", help="1: none")
+    group.add_argument("--seed", type=seed_number, default=0, metavar="S")
+    group.add_argument(
+        "--method", default="euler", help="euler, or midpoint, heun: two velocities a step"
+    )
+    group.add_argument(
+        "--shift", type=number, default=1.0, metavar="S", help="above 1: more steps in the noise"
+    )
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """What the options of :func:`add_sampling_options` ask for."""
+    from ..tokenizer.sampling import Sampling
+
+    return Sampling(args.steps, args.guidance, method=args.method, shift=args.shift, seed=args.seed)
 
 
 def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:

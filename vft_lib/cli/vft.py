@@ -22,13 +22,14 @@ from .common import (
     MAX_LINE,
     Bars,
     add_resource_options,
+    add_sampling_options,
     answer,
     device_and_dtype,
     load_tokenizer_for,
     note,
     number,
+    sampling_of,
     save_tokens,
-    seed_number,
     stored_dtype,
     token_facts,
 )
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     except VftError as e:
         code, line = 2, f"error: {e}"
     except (MemoryError, RuntimeError) as e:
-        from ..tokenizer.memory import out_of_memory  # imports torch
+        from ..tokenizer.parts import out_of_memory  # imports torch
 
         if not out_of_memory(e):
             raise
@@ -129,16 +130,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_resource_options(encode, decoding=False)
     for sub in (demo, decode):
         add_resource_options(sub)
-        sub.add_argument("--steps", type=int, metavar="N", help="sampling steps")
-        sub.add_argument("--guidance", type=number, metavar="G", help="1: none")
-        sub.add_argument("--seed", type=seed_number, default=0, metavar="S")
+        add_sampling_options(sub)
         sub.add_argument("--no-audio", action="store_true")
-    decode.add_argument(
-        "--method", default="euler", help="euler, or midpoint, heun: two velocities a step"
-    )
-    decode.add_argument(
-        "--shift", type=number, default=1.0, metavar="S", help="above 1: more steps in the noise"
-    )
     add_prior_commands(command)
     convert = commands.add_parser(
         "convert", help="published tokenizer or prior -> one file of ours"
@@ -172,8 +165,8 @@ def _demo(args: argparse.Namespace) -> None:
         raise VftError(f"--budgets {' '.join(args.budgets)}: give numbers, as in 1 4 16") from None
     with alone(args.out, lambda: note(f"another demo is writing to {args.out}; waiting for it")):
         rows = run_demo(
-            load_tokenizer_for(args), args.clip, budgets, args.out, steps=args.steps,
-            guidance=args.guidance, seed=args.seed, fps=args.fps, fit=args.fit,
+            load_tokenizer_for(args), args.clip, budgets, args.out, sampling_of(args),
+            fps=args.fps, fit=args.fit,
             audio=not args.no_audio, progress=args.bars, on_problem=note,
         )  # fmt: skip
     lines = [f"{'budget':>7}{'tokens':>9}{'bytes':>9}{'PSNR dB':>9}{'SSIM':>8}{'seconds':>9}"]
@@ -222,8 +215,7 @@ def _decode(args: argparse.Namespace) -> None:
     tokens = tokens if args.budget is None else tokens.truncate(args.budget)
     audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
     frames = decode_file(
-        load_tokenizer_for(args), tokens, args.out, steps=args.steps, guidance=args.guidance,
-        seed=args.seed, method=args.method, shift=args.shift,
+        load_tokenizer_for(args), tokens, args.out, sampling_of(args),
         first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
         resume=args.resume, progress=args.bars("decode"), on_problem=note,
     )  # fmt: skip

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ..errors import VftError
 from ..files.atomic import check_space
-from ..tokenizer import flow
-from ..tokenizer.tokenizer import Estimate, Tokenizer
+from ..tokenizer.parts import Estimate
+from ..tokenizer.sampling import Sampling
+from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
 from ..video.frames import PathLike, Report, fit_frame, to_frames, to_tensor, unfit_box
 from ..video.video_in import probe, read_frames, read_image
@@ -108,16 +109,16 @@ def encode_frames(
 
 
 def decode_file(
-    tokenizer: Tokenizer, tokens: Tokens, out: PathLike, *, steps: int | None = None,
-    guidance: float | None = None, seed: int = 0, method: flow.Method = "euler",
-    shift: float = 1.0, first_frame: PathLike | None = None, audio_from: PathLike | None = None,
+    tokenizer: Tokenizer, tokens: Tokens, out: PathLike, sampling: Sampling | None = None, *,
+    first_frame: PathLike | None = None, audio_from: PathLike | None = None,
     keep_bars: bool = False, resume: bool | None = None, progress: Progress | None = None,
     on_problem: Report | None = None, on_chunk: Callable[[Tensor], None] | None = None,
+    **fields: Any,
 ) -> int:  # fmt: skip
     """Tokens of one clip -> an mp4 at `tokens.fps`, one chunk in memory; returns its frame count.
 
-    `steps`, `guidance`, `seed`, `method`, `shift` as in `Tokenizer.decode`. `first_frame`: an
-    image that pins the beginning, fitted like the clip was. `audio_from`: a file whose sound is
+    How it samples may be given field by field, as to `Tokenizer.decode`. `first_frame`: an image
+    that pins the beginning, fitted like the clip was. `audio_from`: a file whose sound is
     carried over. A clip that was padded comes back without its bars unless `keep_bars`; one that
     was stretched comes back in its own aspect at the model's height. `progress(done, total)`
     counts sampling steps; `on_chunk` gets every decoded chunk as float32 `[3,T,H,W]` in [-1,1],
@@ -131,23 +132,21 @@ def decode_file(
     if first_frame is not None:
         given = read_image(first_frame, tokens.size, tokens.fit)
     out, say = Path(out), on_problem or (lambda message: None)
+    sampling = Sampling.of(sampling, fields)
     writer = VideoWriter(out, tokens.fps, audio_from=audio_from, on_problem=on_problem)
-    sampling: dict[str, Any] = {
-        "steps": steps, "guidance": guidance, "seed": seed, "method": method, "shift": shift,
-    }  # fmt: skip
     raw = 3 * tokens.frames * tokens.size[0] * tokens.size[1]
     with ExitStack() as stack:
         chunks = None
         if resume is not None and tokenizer.chunk_count(tokens.frames) > 1:
-            facts = _facts(tokenizer, tokens, given) | sampling
+            facts = _facts(tokenizer, tokens, given) | {"asked": sampling}
             chunks = stack.enter_context(chunks_beside(out, facts, resume, say))
             raw += raw // COMPRESSED - chunks.size
         else:
             raw //= COMPRESSED
         check_space(out.parent, raw, f"decoding to {out}")
         frames = decode_frames(
-            tokenizer, tokens, first_frame=given, keep_bars=keep_bars, progress=progress,
-            on_chunk=on_chunk, chunks=chunks, **sampling,
+            tokenizer, tokens, sampling, first_frame=given, keep_bars=keep_bars, progress=progress,
+            on_chunk=on_chunk, chunks=chunks,
         )  # fmt: skip
         stack.enter_context(writer)
         for frame in frames:
@@ -170,10 +169,9 @@ def _facts(tokenizer: Tokenizer, tokens: Tokens, given: np.ndarray | None) -> di
 
 
 def decode_frames(
-    tokenizer: Tokenizer, tokens: Tokens, *, steps: int | None = None,
-    guidance: float | None = None, seed: int = 0, method: flow.Method = "euler",
-    shift: float = 1.0, first_frame: np.ndarray | None = None, keep_bars: bool = False,
-    low_memory: bool = False, progress: Callable[[int, int], None] | None = None,
+    tokenizer: Tokenizer, tokens: Tokens, sampling: Sampling | None = None, *,
+    first_frame: np.ndarray | None = None, keep_bars: bool = False, low_memory: bool = False,
+    progress: Callable[[int, int], None] | None = None,
     estimate: Estimate | None = None, on_chunk: Callable[[Tensor], None] | None = None,
     chunks: Chunks | None = None,
 ) -> Iterator[np.ndarray]:  # fmt: skip
@@ -190,9 +188,8 @@ def decode_frames(
         yield from map(show, frames)
         resume = i + 1, last
     for chunk in tokenizer.decode_chunks(
-        tokens, steps=steps, guidance=guidance, seed=seed, method=method, shift=shift,
-        first_frame=given, clamp=False, low_memory=low_memory, progress=progress,
-        estimate=estimate, resume=resume,
+        tokens, sampling, first_frame=given, clamp=False, low_memory=low_memory,
+        progress=progress, estimate=estimate, resume=resume,
     ):  # fmt: skip
         if on_chunk is not None:
             on_chunk(chunk[0].clamp(-1, 1))

@@ -139,7 +139,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """What `decode` does unless told otherwise; measured on the checkpoint, see its card."""
+    """What `Sampling` leaves open; measured on the checkpoint, see its card."""
 
     steps: int = 25
     guidance: float = 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import VftError
-from ..tokenizer import flow
+from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.data import RealClips, to_video
 from ..train.tokenizer import TokenizerRecipe, dataset_sources
@@ -47,8 +47,7 @@ def decoded_latents(
         noise = [torch.randn(c.latent_shape, generator=generator(i)) for i in seeds]
         with autocast(tokenizer, dtype):
             latents = tokenizer.sample_latents(
-                ids[part], torch.stack(noise), flow.Schedule(steps or c.sampling.steps),
-                flow.Guidance(c.sampling.guidance, c.sampling.apg),
+                ids[part], torch.stack(noise), Sampling(steps),
                 keep=None if keep is None else keep[part],
             )  # fmt: skip
         parts.append(latents.float().cpu())

@@ -20,7 +20,7 @@ from ..config.tokenizer import (
     VAEConfig,
 )
 from ..measure.bench import made_up, published
-from ..tokenizer import flow
+from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
 from ..transformer.graphs import Capture, Graphs, Use, cuda_capture, rehearse
@@ -113,9 +113,7 @@ def latents_of(
     shape = (batch, tok.config.token_frames, budget(place, k))
     ids = torch.randint(tok.config.vocab, shape, generator=generator)
     noise = torch.randn((batch, *tok.config.latent_shape), generator=generator)
-    return tok.sample_latents(
-        ids, noise, flow.Schedule(steps), flow.Guidance(guidance), progress=progress
-    )
+    return tok.sample_latents(ids, noise, Sampling(steps, guidance), progress=progress)
 
 
 def tokens_of(tok: Tokenizer, place: Place, batch: int, k: int) -> Tokens:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..tokenizer import flow
+from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from .check import Measure, Place, Row
 from .compare import error_of
@@ -210,7 +210,7 @@ def _returned(place: Place) -> list[Row]:
     held = _allocated(place) - before
     noise = torch.randn(1, *tok.config.latent_shape)
     ids = tokens_of(tok, place, 1, 32).ids
-    tok.sample_latents(ids, noise, flow.Schedule(5), flow.Guidance(GUIDANCE))
+    tok.sample_latents(ids, noise, Sampling(5, GUIDANCE))
     captured = tok.graphs.captured
     tok.to("cpu")
     tok.graphs.begin(tok.decoder, torch.device("cpu"), 1)  # as its next use would

@@ -31,8 +31,9 @@ from ..config.tokenizer import (
 from ..errors import VftError
 from ..models.loading import load_prior, load_tokenizer
 from ..prior.prior import Prior
-from ..tokenizer import flow
-from ..tokenizer.tokenizer import Progress, Tokenizer
+from ..tokenizer.parts import Progress
+from ..tokenizer.sampling import Sampling
+from ..tokenizer.tokenizer import Tokenizer
 
 SIZES = ("default", "k600", "d28", "prior-d16")
 BUDGETS = (1, 4, 16, 64, 256)
@@ -159,7 +160,7 @@ def decoder_step(tok: Tokenizer, k: int, guidance: float) -> Tensor:
     c = tok.config
     ids = torch.zeros(1, c.token_frames, k, dtype=torch.int64)
     noise = torch.zeros(1, *c.latent_shape)
-    return tok.sample_latents(ids, noise, flow.Schedule(1), flow.Guidance(guidance, apg=False))
+    return tok.sample_latents(ids, noise, Sampling(1, guidance, apg=False))
 
 
 def writing(prior: Prior, clips: int = 1, anew: bool = False) -> tuple[str, Callable[[], object]]:

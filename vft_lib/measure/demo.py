@@ -16,6 +16,7 @@ from torch import Tensor
 from ..clips.stream import Progress, decode_file, encode_file, picture_box, unfit
 from ..errors import VftError
 from ..files.atomic import check_place, write_bytes
+from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
 from ..video.frames import Report, fit_frame, to_tensor
@@ -30,10 +31,10 @@ STRIP_COLUMNS = 8
 
 
 def run_demo(
-    tokenizer: Tokenizer, clip: Path | None, budgets: Sequence[int] | None, out: Path, *,
-    steps: int | None = None, guidance: float | None = None, seed: int = 0,
-    fps: float | None = None, fit: str = "crop", audio: bool = True,
-    progress: Callable[[str], Progress] | None = None, on_problem: Report | None = None,
+    tokenizer: Tokenizer, clip: Path | None, budgets: Sequence[int] | None, out: Path,
+    sampling: Sampling | None = None, *, fps: float | None = None, fit: str = "crop",
+    audio: bool = True, progress: Callable[[str], Progress] | None = None,
+    on_problem: Report | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Writes into the folder `out` (made if it is missing): `tokens.vft`, an mp4 for each budget
     (`k01.mp4` ...), `side_by_side.mp4`, `strip.png` (budgets x frames), `rate_quality.png` and
@@ -44,7 +45,7 @@ def run_demo(
     for each budget: `budget`, `tokens`, `bytes` (of ids), `psnr` (dB) and `ssim` against the clip
     as the model saw it, without bars, and `seconds` of decoding. Raises VftError.
     """
-    c = tokenizer.config
+    c, sampling = tokenizer.config, sampling or Sampling()
     budgets = sorted(set(budgets or c.budgets))
     for k in budgets:
         tokenizer.check_budget(k)
@@ -68,7 +69,7 @@ def run_demo(
         quality, begun = _Against(clip, tokens), perf_counter()
         with closing(quality.frames):
             decode_file(
-                tokenizer, tokens.truncate(k), file, steps=steps, guidance=guidance, seed=seed,
+                tokenizer, tokens.truncate(k), file, sampling,
                 audio_from=clip if audio else None, progress=bar(f"decode k={k}"),
                 on_problem=on_problem, on_chunk=quality,
             )  # fmt: skip
@@ -88,8 +89,8 @@ def run_demo(
     save_plot(rows, out / "rate_quality.png")
     facts = {
         "clip": str(clip), "tokenizer": c.name, "fingerprint": tokenizer.fingerprint,
-        "frames": tokens.frames, "fps": tokens.fps, "size": tokens.size, "fit": fit, "seed": seed,
-        "rows": rows,
+        "frames": tokens.frames, "fps": tokens.fps, "size": tokens.size, "fit": fit,
+        "seed": sampling.seed, "rows": rows,
     }  # fmt: skip
     write_bytes(out / "table.json", json.dumps(facts, indent=1).encode())
     return rows

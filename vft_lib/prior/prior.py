@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ..config.prior import PriorConfig
 from ..errors import VftError
-from ..tokenizer.tokenizer import Progress, Tokenizer, part_of
+from ..tokenizer.parts import Progress, part_of
+from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
 from ..transformer.graphs import Graphs, Outputs, Pace
 from .network import Cache, Condition, PriorNetwork

@@ -8,8 +8,9 @@ Layout everywhere: video `[B,3,T,H,W]` float in [-1,1], latents `[B,C,t,h,w]`, i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,19 +21,15 @@ from ..config.tokenizer import TokenizerConfig, check_fps
 from ..errors import VftError
 from ..tokens import Tokens
 from ..transformer import attention
-from ..transformer.graphs import Graphs, Outputs
+from ..transformer.graphs import Graphs
 from . import flow
-from .decoder import Decoder, Modulation
+from .checks import check_budget, check_budgets, check_tokens, check_video, given_frames
+from .decoder import Decoder
 from .encoder import Encoder
 from .fsq import FSQ
-from .memory import in_parts
-
-Progress = Callable[[int, int], None]
-Estimate = Callable[[Tensor], None]
-
-ONE_BATCH = 0.1  # guidance runs as one batch if that takes at most this share of tokens more
-WIDEST = 2.0  # a value of a clip: what is beyond is no overshoot of [-1,1], but another range
-AT_ONCE = 64  # timesteps whose modulation is held
+from .parts import Estimate, Progress, counted, in_parts
+from .sampling import Sampling
+from .velocity import chunk_velocity
 
 
 class Tokenizer(nn.Module):
@@ -126,7 +123,7 @@ class Tokenizer(nn.Module):
         `progress(done, total)` counts chunks. Raises VftError for a wrong shape or size.
         """
         video = video[None] if video.ndim == 4 else video
-        self._check_video(video)
+        check_video(self.config, video)
         c = self.config
         fps = c.fps if fps is None else fps
         check_fps(fps)
@@ -179,40 +176,31 @@ class Tokenizer(nn.Module):
     # ------------------------------------------------------------------ tokens -> pixels
 
     def decode(
-        self, tokens: Tokens, *, steps: int | None = None, guidance: float | None = None,
-        apg: bool | None = None, seed: int | Sequence[int] = 0,
-        generator: torch.Generator | None = None, first_frame: Tensor | None = None,
-        budgets: Sequence[int] | None = None, clamp: bool = True,
-        method: flow.Method = "euler", shift: float = 1.0, progress: Progress | None = None,
+        self, tokens: Tokens, sampling: Sampling | None = None, *,
+        first_frame: Tensor | None = None, budgets: Sequence[int] | None = None,
+        clamp: bool = True, progress: Progress | None = None, **fields: Any,
     ) -> Tensor:  # fmt: skip
         """Tokens -> video `[B,3,T,H,W]` float32 in [-1,1] on the CPU, T = `tokens.frames`.
 
-        `steps`, `guidance` (1: none) and `apg` (projected guidance) default to what the checkpoint
-        was measured best at. Every clip draws its noise from its own `seed`, so that a batch gives
-        each clip what it would get alone; `generator` instead draws in the published order.
-        `first_frame` `[B,3,H,W]` in [-1,1] (or `[B,3,T,H,W]`, T = 1 + 4n) pins the beginning.
-        `budgets` gives each clip of the batch its own budget, at most that of the tokens.
-        `clamp=False` returns values as the model gives them, a little beyond [-1,1]. `method` and
-        `shift` as in `flow.Schedule`.
+        How it samples may be given field by field, as in `decode(tokens, steps=25, seed=0)`: see
+        :class:`Sampling`. `first_frame` `[B,3,H,W]` in [-1,1] (or `[B,3,T,H,W]`, T = 1 + 4n) pins
+        the beginning. `budgets` gives each clip of the batch its own budget, at most that of the
+        tokens. `clamp=False` returns values as the model gives them, a little beyond [-1,1].
         `progress(done, total)` counts sampling steps over all chunks; raise in it to cancel.
         Raises VftError if the tokens are another tokenizer's.
         """
         chunks = self.decode_chunks(
-            tokens, steps=steps, guidance=guidance, apg=apg, seed=seed, generator=generator,
-            first_frame=first_frame, budgets=budgets, clamp=clamp, method=method, shift=shift,
-            progress=progress,
+            tokens, Sampling.of(sampling, fields), first_frame=first_frame, budgets=budgets,
+            clamp=clamp, progress=progress,
         )  # fmt: skip
         return torch.cat(list(chunks), dim=2)
 
     @torch.inference_mode()
     def decode_chunks(
-        self, tokens: Tokens, *, steps: int | None = None, guidance: float | None = None,
-        apg: bool | None = None, seed: int | Sequence[int] = 0,
-        generator: torch.Generator | None = None, first_frame: Tensor | None = None,
-        budgets: Sequence[int] | None = None, clamp: bool = True,
-        method: flow.Method = "euler", shift: float = 1.0, low_memory: bool = False,
-        progress: Progress | None = None, estimate: Estimate | None = None,
-        resume: tuple[int, Tensor] | None = None,
+        self, tokens: Tokens, sampling: Sampling | None = None, *,
+        first_frame: Tensor | None = None, budgets: Sequence[int] | None = None,
+        clamp: bool = True, low_memory: bool = False, progress: Progress | None = None,
+        estimate: Estimate | None = None, resume: tuple[int, Tensor] | None = None,
     ) -> Iterator[Tensor]:  # fmt: skip
         """The streaming form of :meth:`decode`: yields `[B,3,T_i,H,W]`, one chunk at a time.
 
@@ -222,172 +210,85 @@ class Tokenizer(nn.Module):
         once): `vae.decode` of its first latent frame is a preview. `resume` (i, last) begins with
         chunk i, `last` `[B,3,H,W]` being the frame before it as `clamp=False` gives it: what then
         comes is what comes without."""
-        c = self.config
+        c, batch, left = self.config, len(tokens), tokens.frames
         self.check_tokens(tokens)
-        schedule = flow.Schedule(c.sampling.steps if steps is None else steps, method, shift)
-        steps = schedule.steps
-        scale = c.sampling.guidance if guidance is None else guidance
-        use_apg = c.sampling.apg if apg is None else apg
-        ids, left, batch = tokens.ids, tokens.frames, len(tokens)
-        draw = self.noise_source(batch, seed, generator)
-        keep = None if budgets is None else self._check_budgets(budgets, tokens)
-        new = c.token_frames - c.overlap  # rows of ids that each later chunk brings
-        chunk_count = 1 + -(-(ids.shape[1] - c.token_frames) // new)
-        given = first_frame
-        if given is not None:
-            given = given[:, :, None] if given.ndim == 4 else given
-            self._check_video(given)
-            if (given.shape[2] - 1) % 4 or given.shape[2] > c.chunk_frames:
-                raise VftError(
-                    f"got {given.shape[2]} given frames; expected 1 + 4n, at most {c.chunk_frames}"
-                )
-            if len(given) not in (1, batch):
-                raise VftError(
-                    f"got first frames for {len(given)} clips, tokens of {batch}; give one, or one "
-                    "each"
-                )
-            if (1 + given.shape[2] // 4) % c.encoder.patch_size[0]:
-                raise VftError(
-                    f"got {given.shape[2]} given frames, but each token of this tokenizer spans "
-                    f"{c.encoder.patch_size[0]} latent frames (of 4 frames each)"
-                )
-            given = given.expand(batch, -1, -1, -1, -1)
-        begin = 0
-        if resume is not None:
-            begin, last = resume
-            if begin:
-                given = last[:, :, None] if c.overlap else None
-        for i in range(chunk_count):
+        sampling = (sampling or Sampling()).settled(c.sampling)
+        draw = sampling.noise(batch)
+        keep = None if budgets is None else check_budgets(budgets, tokens)
+        given = None if first_frame is None else given_frames(c, first_frame, batch)
+        begin, last = resume or (0, None)
+        if begin and last is not None:
+            given = last[:, :, None] if c.overlap else None
+        rows = self._rows(tokens.ids)
+        for i, ids in enumerate(rows):
+            overlap = c.overlap if i else 0
             noise = draw(c.latent_shape)
-            if i < begin:
-                left -= c.chunk_frames - (c.overlap if i else 0)
-                continue
-            if i == 0:
-                chunk_ids = ids[:, : c.token_frames]
-            else:
-                start = c.token_frames + (i - 1) * new
-                chunk_ids = ids[:, start : start + new]
-                if c.overlap:  # the repeated frame's ids are made anew from the frame itself
-                    chunk_ids = torch.cat([chunk_ids[:, :1], chunk_ids], dim=1)
-
-            def clips(
-                a: int, b: int, tight: bool, i: int = i, chunk_ids: Tensor = chunk_ids,
-                noise: Tensor = noise, given: Tensor | None = given,
-            ) -> Tensor:  # fmt: skip
-                def report(done: int, total: int) -> None:
-                    assert progress is not None
-                    progress(i * steps + (a * total + (b - a) * done) // batch, chunk_count * steps)
-
-                try:
-                    return self._decode_chunk(
-                        chunk_ids[a:b], noise[a:b], schedule, flow.Guidance(scale, use_apg),
-                        None if given is None else given[a:b], None if keep is None else keep[a:b],
-                        progress and report, estimate, tight,
-                    )  # fmt: skip
-                except BaseException:
+            if i >= begin:
+                chunk = Chunk(ids, noise, given, keep)
+                count = counted(progress, i, len(rows), batch)
+                video = in_parts(
+                    partial(self._decode_part, chunk, sampling, count, estimate),
+                    batch, self._at_once(batch), low_memory,
+                )  # fmt: skip
+                if i + 1 == len(rows):
                     self.graphs.clear()
-                    raise
+                given = video[:, :, -1:] if c.overlap else None  # unclamped
+                fresh = video[:, :, overlap:][:, :, :left].float()
+                yield (fresh.clamp(-1, 1) if clamp else fresh).cpu()
+            left -= c.chunk_frames - overlap
 
-            video = in_parts(clips, batch, self._at_once(batch), low_memory)
-            given = video[:, :, -1:] if c.overlap else None  # unclamped
-            fresh = video[:, :, c.overlap if i else 0 :][:, :, :left]
-            left -= fresh.shape[2]
-            fresh = fresh.float()
-            if i + 1 == chunk_count:
-                self.graphs.clear()
-            yield (fresh.clamp(-1, 1) if clamp else fresh).cpu()
+    def _rows(self, ids: Tensor) -> list[Tensor]:
+        """The ids of each chunk `[B,t,k]`. A frame that chunks share is there once: its ids are
+        made anew from the frame itself, and those of the next row hold their place."""
+        t, overlap = self.config.token_frames, self.config.overlap
+        begins = range(t, ids.shape[1], t - overlap)
+        later = [ids[:, i : i + t - overlap] for i in begins]
+        return [ids[:, :t], *(torch.cat([x[:, :overlap], x], dim=1) for x in later)]
 
-    def _decode_chunk(
-        self, ids: Tensor, noise: Tensor, schedule: flow.Schedule, guidance: flow.Guidance,
-        given: Tensor | None, keep: Tensor | None, progress: Progress | None,
-        estimate: Estimate | None, low_memory: bool,
+    def _decode_part(
+        self, chunk: Chunk, sampling: Sampling, count: Callable[..., Progress | None],
+        estimate: Estimate | None, a: int, b: int, low_memory: bool,
     ) -> Tensor:  # fmt: skip
-        """ids `[B,t,k]` -> video `[B,3,4t-3,H,W]`, not clamped, on the model's device."""
-        pinned = None
-        if given is not None:
-            # Always laid out anew: a view, or memory that begins elsewhere, may be computed with in
-            # another order, and a chunk would not be the same to the bit after a resume.
-            given = given.clone(memory_format=torch.contiguous_format)
-            pinned = self._latents_of(given, low_memory)
-            # With prefix masking the registers of given frames are not looked at.
-            if "prefix_masking" not in self.config.decoder.steps:
-                own = self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu()
-                ids = torch.cat([own, ids[:, own.shape[1] :]], dim=1)
-        latents = self.sample_latents(
-            ids, noise, schedule, guidance, pinned, keep, progress, estimate, low_memory
-        )
+        """Clips a to b of a chunk -> video `[b-a,3,T,H,W]`, not clamped, on the model's device."""
+        part, pinned = chunk[a:b], None
+        ids = part.ids
+        try:
+            if part.given is not None:
+                # Laid out anew: a view, or memory that begins elsewhere, may be computed with in
+                # another order, and a chunk would not be the same to the bit after a resume.
+                given = part.given.clone(memory_format=torch.contiguous_format)
+                pinned = self._latents_of(given, low_memory)
+                # With prefix masking the registers of given frames are not looked at.
+                if "prefix_masking" not in self.config.decoder.steps:
+                    own = self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu()
+                    ids = torch.cat([own, ids[:, own.shape[1] :]], dim=1)
+            latents = self.sample_latents(
+                ids, part.noise, sampling, pinned=pinned, keep=part.keep, progress=count(a, b),
+                estimate=estimate, low_memory=low_memory,
+            )  # fmt: skip
+        except BaseException:
+            self.graphs.clear()
+            raise
         return self.vae.decode(latents.to(self.dtype), 1 if low_memory else self.frames_at_once)
 
     def sample_latents(
-        self, ids: Tensor, noise: Tensor, schedule: flow.Schedule, guidance: flow.Guidance,
-        pinned: Tensor | None = None, keep: Tensor | None = None,
-        progress: Progress | None = None, estimate: Estimate | None = None,
-        low_memory: bool = False,
+        self, ids: Tensor, noise: Tensor, sampling: Sampling, *, pinned: Tensor | None = None,
+        keep: Tensor | None = None, progress: Progress | None = None,
+        estimate: Estimate | None = None, low_memory: bool = False,
     ) -> Tensor:  # fmt: skip
         """Run the flow sampler for one chunk: ids `[B,t,k]`, noise `[B,C,t,h,w]` -> latents.
 
-        `keep` `[B]`: a budget for each clip (default: k for all). With `guidance.scale` 1 there is
-        no unconditional pass; otherwise both run as one batch, unless `low_memory` or the
-        unconditional one is much the shorter of the two.
+        `pinned` `[B,C,p,h,w]`: given latents of the first frames. `keep` `[B]`: a budget for each
+        clip (default: k for all). Without guidance there is no unconditional pass; otherwise both
+        run as one batch, unless `low_memory` or the unconditional one is much the shorter of the
+        two.
         """
-        b, t, k = ids.shape
-        decoder, guided = self.decoder, guidance.scale != 1
-        codes = self.fsq.codes(ids.to(self.device))
-        codes = nn.functional.pad(codes, (0, 0, 0, self.config.registers - k))  # beyond k: masked
-        keep = torch.full((b,), k) if keep is None else keep.cpu()
-        most = int(keep.max())
-        span = self.config.encoder.patch_size[0]  # latent frames per row of ids
-        prefix = torch.full((b,), 0 if pinned is None else pinned.shape[2] // span)
-        keep, prefix = keep.to(self.device), prefix.to(self.device)
-        no = torch.zeros_like(keep, dtype=torch.bool)
-        full = decoder.prepare(codes, keep, prefix, no)
-        registers, weight = decoder.merge(full, most)
-        patches = math.prod(noise.shape[2:]) // (t * math.prod(decoder.patch_size[1:]) * span)
-        if guided:
-            null = decoder.prepare(codes, keep, prefix, ~no)
-            short, short_weight = decoder.merge(null, 0)
-            more = registers.shape[2] - short.shape[2]
-            together = not low_memory and more <= ONE_BATCH * (patches + short.shape[2])
-            if together:  # merged alike: beyond the largest budget the null's slots are equal too
-                registers = torch.cat([registers, null[:, :, : registers.shape[2]]])
-        else:
-            short, short_weight, together = registers, 1, False
-        # The same for all clips, so computed once; in parts, as it takes memory.
-        times = schedule.asked()
-        asked = torch.tensor(times, device=self.device)
-        index = {time: i for i, time in enumerate(times)}
-        modulation: dict[int, Modulation] = {}
-
-        def modulate(time: float) -> Modulation:
-            part, i = divmod(index[time], AT_ONCE)
-            if part not in modulation:
-                modulation.clear()
-                some = asked[part * AT_ONCE :][:AT_ONCE]
-                modulation[part] = decoder.modulate(some, registers.dtype)
-            return modulation[part].at(i)
-
-        step = decoder if self.compiled is None else self.compiled
-
-        def passes(x: Tensor, first: Tensor, second: Tensor, *modulation: Tensor) -> Outputs:
-            m = Modulation.of(modulation, decoder.head_modulation is not None)
-            if not guided:
-                return (step(x, m, first, weight),)
-            if not together:
-                return step(x, m, first, weight), step(x, m, second, short_weight)
-            return step(torch.cat([x, x]), m, first, weight).chunk(2)
-
-        rows = (patches + registers.shape[2]) * len(registers) * t
-        graphs = None if low_memory else self.graphs.begin(decoder, self.device, rows)
-        run = Graphs.plain if graphs is None else graphs.run
-        key = id(self.compiled), guided, together, weight, short_weight, decoder.trunk.backend
-
-        def velocity(x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
-            found = run(key, passes, x, registers, short, *modulate(time).tensors())
-            return found if guided else (found[0], None)  # type: ignore[return-value]
-
+        sampling = sampling.settled(self.config.sampling)
+        velocity = chunk_velocity(self, ids, noise.shape, sampling, pinned, keep, low_memory)
         return flow.sample(
-            velocity, noise.to(self.device), schedule, guidance, pinned, progress, estimate
-        )
+            velocity, noise.to(self.device), sampling.schedule(), sampling.guide(), pinned,
+            progress, estimate,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ shapes and checks
 
@@ -405,78 +306,28 @@ class Tokenizer(nn.Module):
         c = self.config
         return c.token_frames + (self.chunk_count(frames) - 1) * (c.token_frames - c.overlap)
 
-    def noise_source(
-        self, batch: int, seed: int | Sequence[int], generator: torch.Generator | None
-    ) -> Callable[[tuple[int, ...]], Tensor]:
-        """Draws `[B, *shape]` normal noise in float32 on the CPU, clip by clip; the generators run
-        on from chunk to chunk."""
-        seeds = [seed] * batch if isinstance(seed, int) else list(seed)
-        if len(seeds) != batch:
-            raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
-        for s in seeds:
-            if not -(1 << 63) <= s < 1 << 64:
-                raise VftError(f"seed {s} is out of range; choose 0 to {(1 << 64) - 1}")
-        generators = [generator or torch.Generator().manual_seed(s) for s in seeds]
-        return lambda shape: torch.cat([torch.randn((1, *shape), generator=g) for g in generators])
-
     def check_budget(self, budget: int) -> int:
         """`budget`, or VftError if it is not 1 .. K."""
-        if not 1 <= budget <= self.config.registers:
-            raise VftError(
-                f"budget {budget} is out of range: tokenizer {self.config.name!r} has "
-                f"{self.config.registers} tokens per latent frame; choose 1 to "
-                f"{self.config.registers}"
-            )
-        return budget
-
-    def _check_budgets(self, budgets: Sequence[int], tokens: Tokens) -> Tensor:
-        if len(budgets) != len(tokens) or not all(1 <= k <= tokens.budget for k in budgets):
-            raise VftError(
-                f"got budgets {list(budgets)} for {len(tokens)} clips of {tokens.budget} tokens "
-                f"per latent frame; give one each, 1 to {tokens.budget}"
-            )
-        return torch.tensor(budgets)
-
-    def _check_video(self, video: Tensor) -> None:
-        side = self.config.size
-        if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
-            raise VftError(
-                f"got a video of shape {list(video.shape)}; expected [B,3,T,H,W] in [-1,1]"
-            )
-        if video.shape[3:] != (side, side):
-            raise VftError(
-                f"got {video.shape[4]}x{video.shape[3]} px; tokenizer {self.config.name!r} takes "
-                f"{side}x{side}. read_video(..., size={side}) fits a clip to it"
-            )
-        if not video.is_floating_point():
-            raise VftError(f"got dtype {video.dtype}; expected floating point in [-1,1]")
-        for i, frame in enumerate(video.unbind(2)):
-            low, high = (float(v) for v in frame.aminmax())
-            if not (math.isfinite(low) and math.isfinite(high)):
-                raise VftError(f"frame {i} holds NaN or infinity; expected values in [-1,1]")
-            if low < -WIDEST or high > WIDEST:
-                raise VftError(
-                    f"frame {i} has values from {low:.4g} to {high:.4g}; expected [-1,1]: "
-                    "pixels / 127.5 - 1"
-                )
+        return check_budget(self.config, budget)
 
     def check_tokens(self, tokens: Tokens) -> None:
         """VftError unless these are tokens of this tokenizer, of the shape that it makes."""
-        c = self.config
-        if tokens.fingerprint != self.fingerprint:
-            raise VftError(
-                f"these tokens were made by tokenizer {tokens.tokenizer!r} "
-                f"({tokens.fingerprint}), this one is {c.name!r} ({self.fingerprint}): load the "
-                "tokenizer they were made with"
-            )
-        self.check_budget(tokens.budget)
-        if tokens.ids.shape[1] != self.latent_frames(tokens.frames):
-            raise VftError(
-                f"{tokens.frames} frames need {self.latent_frames(tokens.frames)} latent frames, "
-                f"these tokens have {tokens.ids.shape[1]}"
-            )
-        if int(tokens.ids.max()) >= c.vocab or int(tokens.ids.min()) < 0:
-            raise VftError(f"ids go up to {int(tokens.ids.max())}; expected less than {c.vocab}")
+        check_tokens(self.config, self.fingerprint, self.latent_frames(tokens.frames), tokens)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What the clips of a batch become a chunk from: ids `[B,t,k]`, noise `[B,C,t,h,w]`, given
+    frames `[B,3,T,H,W]`, budgets `[B]`."""
+
+    ids: Tensor
+    noise: Tensor
+    given: Tensor | None
+    keep: Tensor | None
+
+    def __getitem__(self, clips: slice) -> Chunk:
+        parts = (self.ids, self.noise, self.given, self.keep)
+        return Chunk(*(None if x is None else x[clips] for x in parts))  # type: ignore[arg-type]
 
 
 def _chunks(frames: Iterable[Tensor], size: int, overlap: int) -> Iterator[list[Tensor]]:
@@ -492,10 +343,3 @@ def _chunks(frames: Iterable[Tensor], size: int, overlap: int) -> Iterator[list[
         fresh += 1
     if fresh:
         yield window
-
-
-def part_of(progress: Progress | None, i: int, count: int) -> Progress | None:
-    """Progress of part i of `count` equal ones as that of the whole."""
-    if progress is None:
-        return None
-    return lambda done, total: progress(i * total + done, count * total)

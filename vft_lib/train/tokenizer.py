@@ -25,7 +25,7 @@ from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
 from ..files.atomic import check_space, write_bytes
-from ..tokenizer import flow
+from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from .alignment import Alignment
 from .data import RealClips, Window, draw_sources, training_clips
@@ -214,9 +214,7 @@ class TokenizerTask(Task):
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         videos = [tokenizer.vae.decode(latents.to(tokenizer.device))]
         for k in (1, self.recipe.config.registers // 4, self.recipe.config.registers):
-            sampled = tokenizer.sample_latents(
-                ids[:, :, :k], noise, flow.Schedule(20), flow.Guidance()
-            )
+            sampled = tokenizer.sample_latents(ids[:, :, :k], noise, Sampling(20, 1.0))
             videos.append(tokenizer.vae.decode(sampled))
         strip = [v.cpu() for clip in zip(*videos) for v in clip]
         save_strip(out / f"samples-{step:06d}.png", strip)

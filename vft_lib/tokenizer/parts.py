@@ -1,4 +1,4 @@
-"""Work that takes less at once where memory runs out."""
+"""Work in parts: less at once where memory runs out, and the progress of each as that of all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+Progress = Callable[[int, int], None]
+Estimate = Callable[[Tensor], None]
 
 log = logging.getLogger(__name__)
 
@@ -53,3 +56,25 @@ def out_of_memory(e: BaseException) -> bool:
     return isinstance(e, MemoryError) or (
         isinstance(e, RuntimeError) and any(w in str(e) for w in words)
     )
+
+
+def part_of(progress: Progress | None, i: int, count: int) -> Progress | None:
+    """Progress of part i of `count` equal ones as that of the whole."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(i * total + done, count * total)
+
+
+def counted(
+    progress: Progress | None, i: int, chunks: int, batch: int
+) -> Callable[[int, int], Progress | None]:
+    """(a, b) -> the progress of clips a to b of chunk i as that of all clips and chunks."""
+
+    def of(a: int, b: int) -> Progress | None:
+        if progress is None:
+            return None
+        return lambda done, total: progress(
+            i * total + (a * total + (b - a) * done) // batch, chunks * total
+        )
+
+    return of

@@ -1,0 +1,86 @@
+"""The velocity of one chunk's latents under its ids, with all that is the same for every step done
+once: registers prepared and merged, both passes of guidance in one batch, modulation, CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..transformer.graphs import Graphs, Outputs
+from .decoder import Modulation
+from .flow import Velocity
+from .sampling import Sampling
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+ONE_BATCH = 0.1  # guidance runs as one batch if that takes at most this share of tokens more
+AT_ONCE = 64  # timesteps whose modulation is held
+
+
+def chunk_velocity(
+    tok: Tokenizer, ids: Tensor, shape: torch.Size, sampling: Sampling, pinned: Tensor | None,
+    keep: Tensor | None, low_memory: bool,
+) -> Velocity:  # fmt: skip
+    """For ids `[B,t,k]` and latents of `shape` (B,C,t,h,w), with `sampling` settled; the other
+    arguments as in `Tokenizer.sample_latents`."""
+    b, t, k = ids.shape
+    decoder, guided = tok.decoder, sampling.guided
+    codes = tok.fsq.codes(ids.to(tok.device))
+    codes = nn.functional.pad(codes, (0, 0, 0, tok.config.registers - k))  # beyond k: masked
+    keep = torch.full((b,), k) if keep is None else keep.cpu()
+    most = int(keep.max())
+    span = tok.config.encoder.patch_size[0]  # latent frames per row of ids
+    prefix = torch.full((b,), 0 if pinned is None else pinned.shape[2] // span)
+    keep, prefix = keep.to(tok.device), prefix.to(tok.device)
+    no = torch.zeros_like(keep, dtype=torch.bool)
+    full = decoder.prepare(codes, keep, prefix, no)
+    registers, weight = decoder.merge(full, most)
+    patches = math.prod(shape[2:]) // (t * math.prod(decoder.patch_size[1:]) * span)
+    if guided:
+        null = decoder.prepare(codes, keep, prefix, ~no)
+        short, short_weight = decoder.merge(null, 0)
+        more = registers.shape[2] - short.shape[2]
+        together = not low_memory and more <= ONE_BATCH * (patches + short.shape[2])
+        if together:  # merged alike: beyond the largest budget the null's slots are equal too
+            registers = torch.cat([registers, null[:, :, : registers.shape[2]]])
+    else:
+        short, short_weight, together = registers, 1, False
+    # The same for all clips, so computed once; in parts, as it takes memory.
+    times = sampling.schedule().asked()
+    asked = torch.tensor(times, device=tok.device)
+    index = {time: i for i, time in enumerate(times)}
+    modulation: dict[int, Modulation] = {}
+
+    def modulate(time: float) -> Modulation:
+        part, i = divmod(index[time], AT_ONCE)
+        if part not in modulation:
+            modulation.clear()
+            some = asked[part * AT_ONCE :][:AT_ONCE]
+            modulation[part] = decoder.modulate(some, registers.dtype)
+        return modulation[part].at(i)
+
+    step = decoder if tok.compiled is None else tok.compiled
+
+    def passes(x: Tensor, first: Tensor, second: Tensor, *modulation: Tensor) -> Outputs:
+        m = Modulation.of(modulation, decoder.head_modulation is not None)
+        if not guided:
+            return (step(x, m, first, weight),)
+        if not together:
+            return step(x, m, first, weight), step(x, m, second, short_weight)
+        return step(torch.cat([x, x]), m, first, weight).chunk(2)
+
+    rows = (patches + registers.shape[2]) * len(registers) * t
+    graphs = None if low_memory else tok.graphs.begin(decoder, tok.device, rows)
+    run = Graphs.plain if graphs is None else graphs.run
+    key = id(tok.compiled), guided, together, weight, short_weight, decoder.trunk.backend
+
+    def velocity(x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
+        found = run(key, passes, x, registers, short, *modulate(time).tensors())
+        return found if guided else (found[0], None)  # type: ignore[return-value]
+
+    return velocity
