@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -236,3 +237,17 @@ def test_what_cannot_be_packed_is_said(tmp_path: Path) -> None:
     with pytest.raises(VftError, match="give a size"):
         write_pack(tmp_path / "a.zip", Recipe(size=4), [tmp_path / "empty"])
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_program_without_a_main_guard_reads_alone(packed: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, vft_lib.footage.pack as pack\n"
+        "pack.FEW = 20\n"
+        f"print(len(pack.load_pack({str(packed)!r}, processes=2).clips))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout) == (0, "13\n"), run.stderr

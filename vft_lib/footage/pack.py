@@ -34,7 +34,7 @@ MAX_PICTURES = 20_000
 MAX_FRAMES = 1000  # of a clip
 MAX_SIDE = 1024  # px
 MAX_DECODED = 1 << 33  # bytes of all frames together
-FEW = 10_000  # frames; so many are decoded while another process imports what it needs
+FEW = 2000  # frames; so many are decoded while another process imports what it needs
 
 
 class PackError(VftError):
@@ -96,20 +96,9 @@ def load_pack(path: str | Path, split: str | None = None, processes: int | None 
     jobs = list(zip(chosen, blobs))
     count = min(processes or os.cpu_count() or 1, sum(p.frames for p in chosen) // FEW + 1)
     try:
-        if count == 1:
-            arrays = [decode(*job) for job in jobs]
-        else:
-            with ProcessPoolExecutor(count, mp_context=_context()) as pool:
-                # Long clips first, or the last of them is waited for; small enough to balance.
-                order = sorted(range(len(jobs)), key=lambda i: -chosen[i].frames)
-                done = pool.map(_decode_job, [jobs[i] for i in order], chunksize=4)
-                arrays = [a for _, a in sorted(zip(order, done), key=lambda pair: pair[0])]
+        arrays = _decode_all(jobs, count)
     except ValueError as e:
         raise PackError(f"{path}: {e}; copy the pack again") from None
-    except BrokenProcessPool:
-        raise VftError(
-            "a process that decodes pictures was ended; is there enough memory?"
-        ) from None
     clips = {p.name: a for p, a in zip(chosen, arrays) if p.kind == "clip"}
     return Pack(clips, {p.name: a[0] for p, a in zip(chosen, arrays) if p.kind == "still"}, info)
 
@@ -136,12 +125,25 @@ def decode(picture: Picture, data: bytes) -> np.ndarray:
     return out
 
 
+def _decode_all(jobs: list[tuple[Picture, bytes]], processes: int) -> list[np.ndarray]:
+    if processes > 1:
+        # Long clips first, or the last of them is waited for.
+        order = sorted(range(len(jobs)), key=lambda i: -jobs[i][0].frames)
+        try:
+            with ProcessPoolExecutor(processes, mp_context=_context()) as pool:
+                done = pool.map(_decode_job, [jobs[i] for i in order], chunksize=4)
+                return [a for _, a in sorted(zip(order, done), key=lambda pair: pair[0])]
+        except BrokenProcessPool:
+            pass  # a program without `if __name__ == "__main__"` has no processes: decoded here
+    return [decode(*job) for job in jobs]
+
+
 def _decode_job(job: tuple[Picture, bytes]) -> np.ndarray:
     return decode(*job)
 
 
 def _context() -> Any:
-    """Processes without this one's threads and CUDA; they import torch once together."""
+    """Processes without this one's threads and CUDA; they import this module once together."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
