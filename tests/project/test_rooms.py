@@ -14,7 +14,7 @@ ROOMS = (
     "footage", "train", "evaluation", "cli",
 )  # fmt: skip
 LONGEST = 350  # lines
-LONGER = {"world/world.py", "prior/prior.py"}
+LONGER = {"world/world.py"}
 AGAINST = {("train/alignment.py", "evaluation")}
 
 

@@ -25,11 +25,21 @@ from ..errors import VftError
 from ..tokenizer.parts import Progress, part_of
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
-from ..transformer.graphs import Graphs, Outputs, Pace
+from ..transformer.graphs import Graphs, Pace
+from .checks import (
+    check_bound,
+    check_budget,
+    check_frames,
+    check_tokens,
+    chunk_windows,
+    class_number,
+    count_clips,
+)
 from .network import Cache, Condition, PriorNetwork
-from .sampling import AHEAD, Sampler, guide
-from .text import TextEncoder, split_words
+from .sampling import AHEAD, Sampler
+from .text import TextEncoder
 from .umt5 import prepare_states
+from .writing import write_ids
 
 
 def time_first(ids: Tensor) -> Tensor:
@@ -40,11 +50,6 @@ def time_first(ids: Tensor) -> Tensor:
 def to_grid(flat: Tensor, latent_frames: int) -> Tensor:
     """Flat `[B,k·t]` -> grid `[B,t,k]`."""
     return flat.unflatten(1, (-1, latent_frames)).transpose(1, 2)
-
-
-def column(x: Tensor, at: int | Tensor) -> Tensor:
-    """Column `at` of `[B,n]`, `at` a number or a tensor [1] on the device."""
-    return x[:, at] if isinstance(at, int) else x.index_select(1, at)[:, 0]
 
 
 class Prior(nn.Module):
@@ -104,9 +109,9 @@ class Prior(nn.Module):
         """
         c = self.config
         budget = self.check_budget(c.registers if budget is None else budget)
-        frames = self._check_frames(frames)
+        frames = check_frames(c, frames)
         captions, classes = _listed(caption), _listed(class_name)
-        batch = self._batch(captions, classes, states, count)
+        batch = self._count(captions, classes, states, count)
         sampler = self._sampler(batch, seed, temperature, top_k, top_p)
         return self._write(
             self._blank(batch, frames), budget, captions, classes, states, mask, guidance, sampler,
@@ -134,9 +139,9 @@ class Prior(nn.Module):
                 f"{tokens.budget} to {c.registers}, or truncate them"
             )
         captions, classes = _listed(caption), _listed(class_name)
-        self._batch(captions, classes, states, len(tokens))
+        self._count(captions, classes, states, len(tokens))
         sampler = self._sampler(len(tokens), seed, temperature, top_k, top_p)
-        windows = self._windows(tokens)
+        windows = chunk_windows(self.config, tokens)
         rows: list[Tensor] = []
         for i, (start, known) in enumerate(windows):
             window = tokens.ids[:, start : start + c.latent_frames]
@@ -160,10 +165,10 @@ class Prior(nn.Module):
         clip is read chunk by chunk, each knowing the latent frame before it."""
         self.check_tokens(tokens)
         captions, classes = _listed(caption), _listed(class_name)
-        batch = self._batch(captions, classes, None, len(tokens))
+        batch = self._count(captions, classes, None, len(tokens))
         condition = self.condition(batch, captions, classes)
         t, rows = self.config.latent_frames, []
-        for start, known in self._windows(tokens):
+        for start, known in chunk_windows(self.config, tokens):
             flat = time_first(tokens.ids[:, start : start + t]).to(self.device)
             x = self.network.inputs(flat[:, :-1], condition)
             hidden = self.network.trunk(x, condition)
@@ -188,9 +193,7 @@ class Prior(nn.Module):
         after each; on a GPU, whose queue holds a few more, `flat` has what had been written when
         it is read.
         """
-        rows = len(condition.start)
-        guided = guidance != 1
-        batch = rows // 2 if guided else rows
+        batch = len(condition.start) // (1 if guidance == 1 else 2)
         choose = choose or Sampler([0] * batch, temperature=0)
         flat = torch.zeros(batch, length, dtype=torch.int64, device=self.device)
         m = 0 if prefix is None else prefix.shape[1]
@@ -198,60 +201,19 @@ class Prior(nn.Module):
             flat[:, :m] = prefix.to(self.device)
         if m == length:
             return flat.cpu()
-        network = self.network
-        known = None if known is None else known.to(self.device)
-        graphs = self.graphs.begin(network, self.device, rows)
-        fixed = graphs is not None or self.compiled is not None  # shapes never change
-        if fixed:
-            condition = condition.additive(network.positions.dtype)
-        cache = Cache(self.config, rows, length, network.positions)
-        given = flat[:, :m].repeat(2, 1) if guided else flat[:, :m]
-        hidden = network.trunk(network.inputs(given, condition), condition, cache)
-        step = self.compiled or self.step
-        # Where the next id goes: on the device, so that nothing has to be sent there for each.
-        here = torch.full((1,), m, device=self.device)
-
-        def write(hidden: Tensor, noise: Tensor, at: int | Tensor) -> None:
-            logits = network.head(hidden[:, -1]).float()
-            chosen = choose.pick(guide(logits, guidance) if guided else logits, noise)
-            if known is not None:
-                forced = column(known, at)
-                chosen = torch.where(forced >= 0, forced, chosen)
-            if isinstance(at, int):
-                flat[:, at] = chosen
-            else:
-                flat.index_copy_(1, at, chosen[:, None])
-
-        def next_id(noise: Tensor, at: int | Tensor = here) -> Outputs:
-            before = column(flat, at - 1)
-            hidden = step(before.repeat(2) if guided else before, condition, cache, at)
-            write(hidden, noise, at)
-            if isinstance(at, Tensor):
-                at.add_(1)
-            return ()
-
         pace = Pace(self.device, AHEAD)
-        run = Graphs.plain if graphs is None else graphs.run
+        ids = write_ids(self, condition, flat, m, guidance, choose, known)
         try:
-            with closing(choose.draws(self.config.vocab, self.device, length - m)) as draws:
-                for i, noise in enumerate(draws, m):
-                    if i == m:
-                        write(hidden, noise, m)
-                        here.add_(1)
-                    elif fixed:
-                        run("next id", next_id, noise)
-                    else:
-                        next_id(noise, i)
+            with closing(ids):
+                for done in ids:
                     if on_id is not None:
                         pace()
-                        on_id(i + 1, flat)
+                        on_id(done, flat)
             return flat.cpu()
         finally:
             self.graphs.clear()  # they read this call's cache
 
-    def step(
-        self, ids: Tensor, condition: Condition, cache: Cache, at: int | Tensor
-    ) -> Tensor:  # fmt: skip
+    def step(self, ids: Tensor, condition: Condition, cache: Cache, at: int | Tensor) -> Tensor:
         """One id a row `[B]`, chosen for position at-1 -> what the head reads at `at` `[B,1,d]`."""
         return self.network.trunk(self.network.next_input(ids, at), condition, cache, at)
 
@@ -304,7 +266,9 @@ class Prior(nn.Module):
         caption or class serves them all."""
         numbers = None
         if classes is not None:
-            numbers = torch.tensor([self.class_number(name) for name in classes]).expand(batch)
+            numbers = torch.tensor([class_number(self.config, name) for name in classes]).expand(
+                batch
+            )
         rows = None
         if captions is not None:
             assert self.text is not None
@@ -341,105 +305,17 @@ class Prior(nn.Module):
 
     def check_tokens(self, tokens: Tokens) -> None:
         """VftError unless these are ids that this prior knows, in a number it can take."""
-        c = self.config
-        self._check_bound()
-        if tokens.fingerprint != c.tokenizer_fingerprint:
-            raise VftError(
-                f"these tokens were made by tokenizer {tokens.tokenizer!r} ({tokens.fingerprint}), "
-                f"prior {c.name!r} writes those of {c.tokenizer!r} ({c.tokenizer_fingerprint})"
-            )
-        self._windows(tokens)
-        self.check_budget(tokens.budget)
-        if int(tokens.ids.max()) >= c.vocab or int(tokens.ids.min()) < 0:
-            raise VftError(f"ids go up to {int(tokens.ids.max())}; expected less than {c.vocab}")
-
-    def _windows(self, tokens: Tokens) -> list[tuple[int, int]]:
-        """Where each chunk's window of t latent frames begins, and how many of its first belong to
-        the chunk before. Chunks that share a frame keep its ids once: the latent frame before a
-        chunk stands in for its first."""
-        t, rows, frames = self.config.latent_frames, tokens.ids.shape[1], self.config.frames
-        for overlap in (1, 0):
-            chunks = 1 + max(0, -(-(tokens.frames - frames) // (frames - overlap)))
-            if rows == t + (chunks - 1) * (t - overlap):
-                return [(i * (t - overlap), min(i, overlap)) for i in range(chunks)]
-        raise VftError(
-            f"these tokens have {rows} latent frames for {tokens.frames} frames, prior "
-            f"{self.config.name!r} reads chunks of {t} ({frames} frames): they are from a "
-            "tokenizer with other chunks"
-        )
+        check_tokens(self.config, tokens)
 
     def check_budget(self, budget: int) -> int:
         """`budget`, or VftError if it is not 1 .. K."""
-        if not 1 <= budget <= self.config.registers:
-            raise VftError(
-                f"budget {budget} is out of range: prior {self.config.name!r} writes up to "
-                f"{self.config.registers} tokens per latent frame; choose 1 to "
-                f"{self.config.registers}"
-            )
-        return budget
+        return check_budget(self.config, budget)
 
-    def class_number(self, name: str) -> int:
-        """The number of a class; VftError names some classes if there is none of that name."""
-        classes = self.config.classes
-        if name in classes:
-            return classes.index(name)
-        if not classes:
-            raise VftError(f"prior {self.config.name!r} takes captions, not classes")
-        near = [c for c in classes if name.lower() in c.lower()] or list(classes)
-        more = ", …" if len(near) > 8 else ""
-        raise VftError(f"no class {name!r}; there are {', '.join(near[:8])}{more}")
-
-    def _check_bound(self) -> None:
-        c = self.config
-        if not c.tokenizer_fingerprint:
-            raise VftError(
-                f"prior {c.name!r} knows its tokenizer by name only ({c.tokenizer!r}): load that "
-                "one and call prior.bind(tokenizer) first"
-            )
-
-    def _check_frames(self, frames: int | None) -> int:
-        c = self.config
-        frames = c.frames if frames is None else frames
-        if not 1 <= frames <= c.frames:
-            raise VftError(
-                f"{frames} frames: prior {c.name!r} was trained on {c.latent_frames} latent frames "
-                f"and writes 1 to {c.frames} frames; longer clips need a prior trained on more"
-            )
-        return frames
-
-    def _batch(
+    def _count(
         self, captions: list[str] | None, classes: list[str] | None, states: Tensor | None,
         count: int | None,
     ) -> int:  # fmt: skip
-        """How many clips these make; VftError for what contradicts itself or this prior."""
-        c = self.config
-        if captions is not None and states is not None:
-            raise VftError("got a caption and text states; give one of them")
-        if (captions is not None or states is not None) and not c.takes_text:
-            raise VftError(f"prior {c.name!r} takes a class, not text; --list-classes shows them")
-        if captions is not None and self.text is None:
-            raise VftError(
-                f"prior {c.name!r} has no text encoder inside: give umT5 states (states=, mask=), "
-                "or --umt5 on the command line"
-            )
-        for text in captions or []:
-            if not split_words(text):
-                raise VftError(f"the caption {text[:40]!r} holds no word; leave it out for none")
-        if states is not None:
-            width = states.shape[-1]
-            if states.ndim not in (2, 3) or 0 in states.shape:
-                raise VftError(f"text states are {list(states.shape)}; expected [B,S,{c.ctx_dim}]")
-            if width != c.ctx_dim:
-                raise VftError(
-                    f"text states have width {width}, prior {c.name!r} takes {c.ctx_dim}: "
-                    "they are from another text encoder"
-                )
-        given = [len(x) for x in (captions, classes) if x is not None]
-        given += [] if states is None else [1 if states.ndim == 2 else len(states)]
-        sizes = {n for n in [*given, count or 1] if n != 1}
-        if len(sizes) > 1 or any(n < 1 for n in given) or (count is not None and count < 1):
-            raise VftError(f"got {given} conditions for {count or max(given, default=1)} clips")
-        return sizes.pop() if sizes else 1
+        return count_clips(self.config, self.text is not None, captions, classes, states, count)
 
     def _sampler(
         self, batch: int, seed: int | Sequence[int], temperature: float | None,
@@ -454,8 +330,8 @@ class Prior(nn.Module):
 
     def _blank(self, batch: int, frames: int) -> Tokens:
         """Tokens of budget 0, to be continued."""
-        self._check_bound()
         c = self.config
+        check_bound(c)
         return Tokens(
             ids=torch.zeros(batch, c.latent_frames, 0, dtype=torch.int64), tokenizer=c.tokenizer,
             fingerprint=c.tokenizer_fingerprint, frames=frames, fps=c.fps, size=(c.size, c.size),

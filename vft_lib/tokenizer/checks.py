@@ -16,7 +16,7 @@ WIDEST = 2.0  # a value of a clip: what is beyond is no overshoot of [-1,1], but
 
 
 def check_video(c: TokenizerConfig, video: Tensor) -> None:
-    """Unless it is `[B,3,T,H,W]` at the model's picture size, floating point in about [-1,1]."""
+    """VftError unless it is `[B,3,T,H,W]` at the model's picture size, floats in about [-1,1]."""
     if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
         raise VftError(f"got a video of shape {list(video.shape)}; expected [B,3,T,H,W] in [-1,1]")
     if video.shape[3:] != (c.size, c.size):
@@ -39,7 +39,7 @@ def check_video(c: TokenizerConfig, video: Tensor) -> None:
 
 def given_frames(c: TokenizerConfig, frames: Tensor, batch: int) -> Tensor:
     """Frames that pin the beginning, `[B,3,H,W]` or `[B,3,T,H,W]` (B or 1 of them) ->
-    `[batch,3,T,H,W]`."""
+    `[batch,3,T,H,W]`; VftError for another number of frames or clips."""
     frames = frames[:, :, None] if frames.ndim == 4 else frames
     check_video(c, frames)
     count, span = frames.shape[2], c.encoder.patch_size[0]
@@ -58,7 +58,7 @@ def given_frames(c: TokenizerConfig, frames: Tensor, batch: int) -> Tensor:
 
 
 def check_budget(c: TokenizerConfig, budget: int) -> int:
-    """`budget`, unless it is not 1 .. K."""
+    """`budget`, or VftError if it is not 1 .. K."""
     if not 1 <= budget <= c.registers:
         raise VftError(
             f"budget {budget} is out of range: tokenizer {c.name!r} has {c.registers} tokens per "
@@ -68,7 +68,7 @@ def check_budget(c: TokenizerConfig, budget: int) -> int:
 
 
 def check_budgets(budgets: Sequence[int], tokens: Tokens) -> Tensor:
-    """A budget for each clip `[B]`, unless one is beyond what the tokens hold."""
+    """A budget for each clip `[B]`; VftError if one is beyond what the tokens hold."""
     if len(budgets) != len(tokens) or not all(1 <= k <= tokens.budget for k in budgets):
         raise VftError(
             f"got budgets {list(budgets)} for {len(tokens)} clips of {tokens.budget} tokens "
@@ -78,7 +78,7 @@ def check_budgets(budgets: Sequence[int], tokens: Tokens) -> Tensor:
 
 
 def check_tokens(c: TokenizerConfig, fingerprint: str, rows: int, tokens: Tokens) -> None:
-    """Unless these are tokens of that tokenizer, `rows` latent frames of them."""
+    """VftError unless these are tokens of that tokenizer, `rows` latent frames of them."""
     if tokens.fingerprint != fingerprint:
         raise VftError(
             f"these tokens were made by tokenizer {tokens.tokenizer!r} ({tokens.fingerprint}), "
