@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.mutate import VALUES
 from PIL import Image
 
 import vft_lib.footage.pack
@@ -196,6 +197,32 @@ def test_a_strangers_index_is_refused(
         load_pack(changed(packed, tmp_path / "pack.zip", change))
 
 
+def test_whatever_stands_in_an_index_it_is_read_or_refused(packed: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(packed) as archive:
+        index = json.loads(archive.read(INDEX))
+        names = [e.filename for e in archive.infolist() if e.filename != INDEX]
+    index["pictures"] = index["pictures"][:2]
+    first, path, count = index["pictures"][0], tmp_path / "pack.zip", 0
+    places: list[tuple[Any, Any]] = [(index, k) for k in index] + [(first, k) for k in first]
+    places += [(index["pictures"], 0), (index["packages"], "pictures")]
+    places += [(index["packages"]["pictures"], "licence")]
+    for holder, key in places:
+        kept = holder[key]
+        for value in VALUES:
+            holder[key] = value
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(INDEX, json.dumps(index))
+                for name in names:
+                    archive.writestr(name, b"")
+            try:
+                read_index(path)
+            except PackError as e:
+                assert str(e).isprintable() and len(str(e)) < 1100
+                count += 1
+        holder[key] = kept
+    assert count > 1000
+
+
 def test_many_large_pictures_are_refused_before_one_is_decoded(
     packed: Path, tmp_path: Path
 ) -> None:
@@ -217,6 +244,11 @@ def test_damaged_files_are_refused(packed: Path, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1  # in some picture
     bad.write_bytes(data)
     with pytest.raises(PackError, match="CRC"):
+        load_pack(bad)
+    entry = data.index(b"PK\1\2")  # of the index: longer than the file
+    data[entry + 20 : entry + 28] = 2 * (1 << 19).to_bytes(4, "little")
+    bad.write_bytes(data)
+    with pytest.raises(PackError, match="EOFError"):
         load_pack(bad)
     with pytest.raises(PackError, match="no such file"):
         load_pack(tmp_path / "none.zip")

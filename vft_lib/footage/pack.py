@@ -13,6 +13,7 @@ import io
 import math
 import multiprocessing
 import os
+import struct
 import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +30,7 @@ from ..files.untrusted import TEXT_CHARS, read_json
 
 FORMAT, VERSION, INDEX = "vft-pack", 1, "index.json"
 KINDS, SPLITS = ("clip", "still"), ("train", "held")
-MAX_FILE = 1 << 28  # bytes of a pack; the default one has 20 MB
+MAX_FILE = 1 << 27  # bytes of a pack; the default one has 25 MB
 MAX_PICTURES = 20_000
 MAX_FRAMES = 1000  # of a clip
 MAX_SIDE = 1024  # px
@@ -162,6 +163,8 @@ def _read(path: Path, split: str | None) -> tuple[PackInfo, list[bytes]]:
             entries = {e.filename: e for e in archive.infolist()}
             if any(e.compress_type or e.flag_bits & 1 for e in entries.values()):
                 raise ValueError("its entries are compressed or encrypted")
+            if sum(e.file_size for e in entries.values()) > MAX_FILE:
+                raise ValueError("its entries overlap")
             if INDEX not in entries or entries[INDEX].file_size > TEXT_CHARS:
                 raise ValueError(f"it holds no {INDEX}, or one that is too large")
             info = _checked(read_json(archive.read(INDEX)))
@@ -170,9 +173,10 @@ def _read(path: Path, split: str | None) -> tuple[PackInfo, list[bytes]]:
                 raise ValueError(f"it lacks {missing[0]!r} and {len(missing) - 1} more")
             wanted = [p for p in info.pictures if split in (None, p.split)]
             return info, [archive.read(p.file) for p in wanted]
-    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError) as e:
+    except (OSError, ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile) as e:
+        reason = str(e) or type(e).__name__
         raise PackError(
-            f"{path} is no pack that can be read: {e}; `vft train pack` makes one"
+            f"{path} is no pack that can be read: {reason}; `vft train pack` makes one"
         ) from None
 
 
