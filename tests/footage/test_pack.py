@@ -245,8 +245,8 @@ def test_damaged_files_are_refused(packed: Path, tmp_path: Path) -> None:
     bad.write_bytes(data)
     with pytest.raises(PackError, match="CRC"):
         load_pack(bad)
-    entry = data.index(b"PK\1\2")  # of the index: longer than the file
-    data[entry + 20 : entry + 28] = 2 * (1 << 19).to_bytes(4, "little")
+    place = data.index(b"PK\1\2")  # of the index: longer than the file
+    data[place + 20 : place + 28] = 2 * (1 << 19).to_bytes(4, "little")
     bad.write_bytes(data)
     with pytest.raises(PackError, match="EOFError"):
         load_pack(bad)
