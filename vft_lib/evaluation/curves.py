@@ -1,14 +1,16 @@
 """Quality over bytes: each clip as it comes back from its tokens at every budget, from the
 autoencoder alone, from ordinary codecs, and as coarse blocks.
 
-Clip after clip: of the pictures only those asked for are kept, of the rest numbers.
+Clip after clip, as many at a time as there are threads: of the pictures only those asked for are
+kept, of the rest numbers.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..measure.codecs import Codec, Encoded
+from ..measure.codecs import Codec, Coded, Encoded
 from ..measure.metrics import psnr, ssim
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.data import to_video
@@ -49,22 +51,29 @@ class ClipSet:
     shown: Sequence[int] = ()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Way:
-    """One way of keeping clips, and what became of each of them. `kind`: tokens, autoencoder,
-    codec or blocks. `budget`: tokens per latent frame; `count`: tokens of a clip."""
+    """One way of keeping clips. `kind`: tokens, autoencoder, codec or blocks. `budget`: tokens per
+    latent frame; `count`: tokens of a clip."""
 
     kind: str
     name: str
     budget: int | None = None
     count: int | None = None
-    bytes: list[int] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    psnr: list[float] = field(default_factory=list)
-    ssim: list[float] = field(default_factory=list)
-    distance: list[float] = field(default_factory=list)
-    frames: list[Tensor] = field(default_factory=list)  # pooled features, of a clip each
-    motion: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What became of one clip: its bytes, the seconds that decoding took, how close it is, and
+    its features (`pooled` `[T,120]`, `motion` `[T-1,120]`). None: not measured."""
+
+    psnr: float
+    ssim: float
+    bytes: int | None = None
+    seconds: float | None = None
+    distance: float | None = None
+    pooled: Tensor | None = None
+    motion: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -88,59 +97,70 @@ class Measured:
     pictures: list[dict[str, Shown]]
 
 
-class _Reference:
-    """A clip, and what is compared with it."""
-
-    def __init__(self, clip: np.ndarray, network: FeatureNetwork | None) -> None:
-        self.video = to_video([clip])[0]
-        self.network = network
-        self.features = network and network(self.video[:, ::FRAME_STEP])
-
-    def score(self, way: Way, video: Tensor, size: int | None, seconds: float | None) -> None:
-        """Add to `way` how close `video` `[3,T,S,S]` comes."""
-        way.psnr.append(psnr(self.video, video))
-        way.ssim.append(ssim(self.video, video))
-        if size is not None:
-            way.bytes.append(size)
-        if seconds is not None:
-            way.seconds.append(seconds)
-        if self.network is not None:
-            assert isinstance(self.features, Features)
-            found = self.network(video[:, ::FRAME_STEP])
-            way.distance.append(feature_distance(self.features, found))
-            way.frames.append(found.pooled)
-            way.motion.append(found.motion)
-
-
 def measure(
     tokenizer: Tokenizer, clips: ClipSet, network: FeatureNetwork | None, codecs: Sequence[Codec],
     dtype: torch.dtype,
 ) -> Measured:  # fmt: skip
-    """Every way, on every clip. Without a `network` there are no learned measures."""
-    ways: dict[str, Way] = {}
-    pictures: list[dict[str, Shown]] = []
-    reference = Way("original", "original")
-    for i, clip in enumerate(tqdm(clips.clips, desc=f"measuring {clips.name}", mininterval=1)):
-        of = _Reference(clip, network)
-        if of.features:
-            reference.frames.append(of.features.pooled)
-            reference.motion.append(of.features.motion)
-        shown = {"original": Shown(clip)} if i in clips.shown else {}
-        for way, video, size, seconds in _ways(tokenizer, of.video, clip, codecs, dtype):
-            of.score(ways.setdefault(way.name, way), video, size, seconds)
-            if shown:
-                shown[way.name] = Shown(_pixels(video), size)
-        if shown:
-            pictures.append(shown)
+    """Every way, on every clip. Without a `network` there are no learned measures.
+
+    On a CPU each core has a clip of its own, with one thread: faster than all of them on one.
+    """
+    threads = torch.get_num_threads()
+    workers = threads if tokenizer.device.type == "cpu" else 1
+    shown = [i in clips.shown for i in range(len(clips.clips))]
+
+    def one(clip: np.ndarray, keep: bool) -> _Clip:
+        return _Clip(tokenizer, clip, network, codecs, dtype, keep)
+
+    try:
+        with ThreadPoolExecutor(
+            workers, initializer=torch.set_num_threads, initargs=(threads // workers,)
+        ) as pool:
+            done = pool.map(one, clips.clips, shown)
+            each = list(tqdm(done, f"measuring {clips.name}", len(shown), mininterval=1))
+    finally:
+        torch.set_num_threads(threads)
     frechet, halves = {}, {}
-    if network is not None and len(clips.clips) > 1:
-        for key, features in (("frames", reference.frames), ("motion", reference.motion)):
-            frechet[key] = Frechet(features)
+    if network is not None and len(each) > 1:
+        for key, of in (("pooled", "frames"), ("motion", "motion")):
+            features = [getattr(clip.features, key) for clip in each]
+            frechet[of] = Frechet(features)
             two = (torch.cat(features[i::2]) for i in (0, 1))
-            halves[key] = round(frechet_distance(*two), 3)
-    rows = [_row(way, frechet) for way in ways.values()]
-    seconds = sum(map(len, clips.clips)) / len(clips.clips) / tokenizer.config.fps
-    return Measured(len(clips.clips), seconds, _distinct(rows), halves, pictures)
+            halves[of] = round(frechet_distance(*two), 3)
+    rows = [_row(way, [clip.scores[way.name][1] for clip in each], frechet)
+            for way, _ in each[0].scores.values()]  # fmt: skip
+    seconds = sum(map(len, clips.clips)) / len(each) / tokenizer.config.fps
+    pictures = [clip.shown for clip in each if clip.shown]
+    return Measured(len(each), seconds, _distinct(rows), halves, pictures)
+
+
+class _Clip:
+    """One clip and all that becomes of it: `scores` by the name of the way, the pictures `shown`,
+    the clip's own pooled `features`."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, clip: np.ndarray, network: FeatureNetwork | None,
+        codecs: Sequence[Codec], dtype: torch.dtype, keep: bool,
+    ) -> None:  # fmt: skip
+        video = to_video([clip])[0]
+        own = None if network is None else network(video[:, ::FRAME_STEP])
+        self.scores: dict[str, tuple[Way, Score]] = {}
+        self.shown = {"original": Shown(clip)} if keep else {}
+        last, score = None, None
+        for way, made, size, seconds in _ways(tokenizer, video, clip, codecs, dtype):
+            if score is None or made is not last:  # a codec gives one stream for many a limit
+                score = Score(psnr(video, made), ssim(video, made), size, seconds)
+                if network is not None and own is not None:
+                    found = network(made[:, ::FRAME_STEP])
+                    score = replace(
+                        score, distance=feature_distance(own, found), pooled=found.pooled,
+                        motion=found.motion,
+                    )  # fmt: skip
+            last = made
+            self.scores[way.name] = way, score
+            if keep:
+                self.shown[way.name] = Shown(_pixels(made), size)
+        self.features = own and Features([], own.pooled)
 
 
 def _ways(
@@ -167,9 +187,12 @@ def _ways(
         yield Way("blocks", f"{side} px blocks"), in_blocks(video, side), None, None
     for codec in codecs:
         encoded = Encoded(codec, list(clip), c.fps)
+        coded: Coded | None = None
+        pixels = video
         for limit in (0, *sizes, *(sizes[-1] * n for n in BEYOND)):
-            coded = encoded.at(limit)
-            pixels = to_video([np.stack(coded.frames)])[0]
+            before, coded = coded, encoded.at(limit)
+            if coded is not before:
+                pixels = to_video([np.stack(coded.frames)])[0]
             yield Way("codec", f"{codec.name} ≤ {limit}"), pixels, coded.bytes, None
 
 
@@ -207,26 +230,31 @@ def _pixels(video: Tensor) -> np.ndarray:
     return frames.round().byte().permute(1, 2, 3, 0).numpy()
 
 
-def _row(way: Way, frechet: dict[str, Frechet]) -> dict[str, Any]:
+def _row(way: Way, scores: Sequence[Score], frechet: dict[str, Frechet]) -> dict[str, Any]:
     """Means over clips, intervals by a bootstrap over them."""
     row: dict[str, Any] = {"kind": way.kind, "name": way.name, "budget": way.budget}
     if way.count is not None:
         row["tokens"] = way.count
-    if way.bytes:
-        row["bytes"] = round(float(np.mean(way.bytes)), 1)
-    for key, values, digits in (
-        ("psnr", way.psnr, 3), ("ssim", way.ssim, 4), ("feature_distance", way.distance, 4),
+
+    def values(name: str) -> list[Any]:
+        return [v for v in (getattr(s, name) for s in scores) if v is not None]
+
+    if values("bytes"):
+        row["bytes"] = round(float(np.mean(values("bytes"))), 1)
+    for key, name, digits in (
+        ("psnr", "psnr", 3), ("ssim", "ssim", 4), ("feature_distance", "distance", 4),
     ):  # fmt: skip
-        if values:
-            row[key] = round(float(np.mean(values)), digits)
-            if len(values) > 1:
-                row[f"{key}_interval"] = [round(v, digits) for v in mean_interval(values)]
+        numbers = values(name)
+        if numbers:
+            row[key] = round(float(np.mean(numbers)), digits)
+            if len(numbers) > 1:
+                row[f"{key}_interval"] = [round(v, digits) for v in mean_interval(numbers)]
     for key, distance in frechet.items():
-        features = way.frames if key == "frames" else way.motion
+        features = values("pooled" if key == "frames" else "motion")
         row[f"frechet_{key}"] = round(distance(features), 3)
         row[f"frechet_{key}_interval"] = [round(v, 3) for v in distance.interval(features)]
-    if way.seconds:
-        row["seconds"] = round(float(np.mean(way.seconds)), 2)
+    if values("seconds"):
+        row["seconds"] = round(float(np.mean(values("seconds"))), 2)
     return row
 
 

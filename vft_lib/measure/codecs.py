@@ -76,10 +76,12 @@ class Encoded:
     frames: Sequence[np.ndarray]
     fps: float
     tried: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)
+    found: dict[tuple[int, int], Coded] = field(default_factory=dict)
 
     def at(self, limit: int) -> Coded:
         """The largest pictures (whole, half or a quarter of the side) whose stream fits `limit`
-        bytes, at the best quality that fits; or the smallest stream there is, if none fits."""
+        bytes, at the best quality that fits; or the smallest stream there is, if none fits. For
+        the same stream the same object is returned."""
         scale = self.codec.scale
         least = {s: self._bytes(s, scale[-1]) for s in self._sides()}
         side = next(
@@ -92,12 +94,16 @@ class Encoded:
                 high = middle
             else:
                 low = middle + 1
-        packets = self._packets(side, scale[high])
-        full = self.frames[0].shape[:2]
+        if (side, scale[high]) not in self.found:
+            self.found[side, scale[high]] = self._coded(side, scale[high])
+        return self.found[side, scale[high]]
+
+    def _coded(self, side: int, factor: int) -> Coded:
+        packets, full = self._packets(side, factor), self.frames[0].shape[:2]
         frames = [fit_frame(f, full, "stretch") for f in _decode(self.codec, packets)]
         if len(frames) != len(self.frames):
             raise VftError(f"{self.codec.name}: {len(frames)} of {len(self.frames)} frames decoded")
-        return Coded(frames, sum(map(len, packets)), scale[high], side)
+        return Coded(frames, sum(map(len, packets)), factor, side)
 
     def _sides(self) -> list[int]:
         side = self.frames[0].shape[0]
