@@ -43,7 +43,7 @@ def save(path: Path, frames: np.ndarray) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight clips, an edited twin, copies, a wide clip, two stills, a logo, and what is none."""
+    """Eight clips, twins, copies, a wide clip, two stills, a logo, a slide show and so on."""
     folder = tmp_path_factory.mktemp("pictures") / "pictures"
     folder.mkdir()
     clips = [make_clip(seed, frames=20, size=64).video for seed in range(8)]
@@ -60,6 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(folder / f"still{i}-1.png", small.repeat(12, 0).repeat(10, 1)[None])
     save(folder / "logo.png", np.full((1, 64, 64, 3), 200, np.uint8))
     save(folder / "short-1.webp", clips[6][:4])
+    save(folder / "slides-1.webp", clips[6][[0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 9, 19, 19, 19, 19]])
     (folder / "damaged-1.webp").write_bytes(b"RIFF no picture")
     return folder
 

@@ -41,7 +41,7 @@ PACKAGES = tuple(
 SUFFIXES = {".webp", ".gif", ".png", ".jpg", ".jpeg", ".avif"} | {
     ".mp4", ".webm", ".mkv", ".mov", ".avi"
 }  # fmt: skip
-LEAST = 5  # frames of a clip
+LEAST = 5  # different frames of a clip; fewer are a slide show
 LONGEST = 160  # frames kept of a clip
 WIDEST = 16 / 9
 CLIP_MARGIN, STILL_MARGIN = 9 / 8, 5 / 4  # short side over the training size, to crop from
@@ -200,8 +200,9 @@ def _part(job: tuple[_Source, Recipe, Path]) -> _Part | str:
             frames = _frames(source.path, recipe)
         except VideoError as e:
             return f"left out: {e}"
-        if 1 < len(frames) < LEAST:
-            return f"left out: {source.name} has {len(frames)} frames, neither a clip nor a still"
+        changes = int((frames[1:] != frames[:-1]).any((1, 2, 3)).sum())
+        if len(frames) > 1 and changes < LEAST - 1:
+            return f"left out: {source.name} has {changes + 1} pictures, neither a clip nor a still"
         with replacing(data) as tmp:
             tmp.write_bytes(_encode(frames, recipe))
         thumbs = np.stack(
