@@ -1,6 +1,8 @@
 // What is known of the tokens that a node gave out in its last run, and what can be reckoned from
 // it: {latent_frames, budget, frames, fps, size: [h, w]}, the `vft_grid` of an `executed` message.
 
+import { sourceOf } from "./graphs.js";
+
 const grids = new WeakMap();
 
 export function noteGrid(node, grid) {
@@ -14,11 +16,8 @@ export function ownGrid(node) {
 
 /** The grid that reaches the input `name` of `node`, or undefined. */
 export function incomingGrid(node, name) {
-  const slot = node.graph ? node.findInputSlot(name) : -1; // a new node is in no graph yet
-  const source = slot < 0 ? null : node.getInputNode(slot);
-  if (!source) return undefined;
-  if (source.type === "Reroute") return incomingGrid(source, source.inputs[0].name);
-  return grids.get(source);
+  const source = sourceOf(node, name);
+  return source && grids.get(source);
 }
 
 // A 3D-grid tokenizer gives every latent frame one token per 16×16 pixels: the comparison of the

@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { addBudget, BUDGET_NODES, refreshBudgets } from "./budget.js";
 import { colourSockets } from "./colours.js";
 import { addUpload, openDropped } from "./files.js";
+import { allNodes, keptOutput } from "./graphs.js";
 import { noteGrid } from "./grid.js";
 import { panelOf, replaceFormer, showResult } from "./panel.js";
 
@@ -28,6 +29,15 @@ function show(node, output) {
   if (output.text) showResult(node, [output.text].flat().join("\n"));
 }
 
+/** What all nodes had given out, those inside of subgraphs too. */
+function showKept() {
+  for (const node of allNodes().filter(isOurs)) {
+    const output = keptOutput(node);
+    if (output) show(node, output);
+  }
+  refreshBudgets();
+}
+
 app.registerExtension({
   name: "VideoFlexTok",
 
@@ -37,17 +47,20 @@ app.registerExtension({
     window.addEventListener("drop", openDropped, { capture: true });
   },
 
-  // Undo and a change of tabs make all nodes anew; the page has kept what they had given out.
+  // Undo and a change of tabs make all nodes anew; the page has kept what they had given out, and
+  // has it at hand then or a little later.
   afterConfigureGraph() {
     setTimeout(() => {
-      for (const node of app.graph.nodes) {
-        const output = app.nodeOutputs?.[node.id];
-        if (isOurs(node) && output) show(node, output);
-      }
-      refreshBudgets();
-      if (!app.extensionManager.setting.get("Comfy.VueNodes.Enabled")) return;
-      setTimeout(() => app.graph.nodes.filter(isOurs).forEach(replaceFormer), SETTLED);
+      showKept();
+      setTimeout(() => {
+        showKept(); // pages of 2025 connect the nodes of subgraphs last
+        if (!app.extensionManager.setting.get("Comfy.VueNodes.Enabled")) return;
+        app.canvas.graph.nodes.filter(isOurs).forEach(replaceFormer);
+      }, SETTLED);
     });
+  },
+  onNodeOutputsUpdated() {
+    setTimeout(showKept);
   },
 
   nodeCreated(node) {
