@@ -266,10 +266,11 @@ class Tokenizer(nn.Module):
                 ids, part.noise, sampling, pinned=pinned, keep=part.keep, progress=count(a, b),
                 estimate=estimate, low_memory=low_memory,
             )  # fmt: skip
+            at_once = 1 if low_memory else self.frames_at_once
+            return self.vae.decode(latents.to(self.dtype), at_once)
         except BaseException:
             self.graphs.clear()
             raise
-        return self.vae.decode(latents.to(self.dtype), 1 if low_memory else self.frames_at_once)
 
     def sample_latents(
         self, ids: Tensor, noise: Tensor, sampling: Sampling, *, pinned: Tensor | None = None,
