@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import VftError
-from ..files.atomic import replacing
+from ..files.atomic import write_bytes
 from ..files.untrusted import open_tensors
 
 # (repeats, kernel, stride, expansion, channels) of each stage
@@ -129,9 +129,8 @@ class FrozenFeatures(nn.Module):
 def export(path: Path, weights: str = "lite0", dtype: torch.dtype = torch.float16) -> None:
     """Write the folded weights of an installed package (without its classifier) to `path`."""
     name, state = _read(weights)
-    with replacing(path) as tmp:
-        header = {"format": FORMAT, "network": name}
-        save_file({k: v.to(dtype).contiguous() for k, v in state.items()}, tmp, metadata=header)
+    tensors = {k: v.to(dtype).contiguous() for k, v in state.items()}
+    write_bytes(path, save(tensors, {"format": FORMAT, "network": name}))
 
 
 def _rounded(channels: float) -> int:
