@@ -90,7 +90,7 @@ def test_card_of_a_checkpoint(
 def test_every_way_is_measured_by_every_measure(tiny_tokenizer: Tokenizer) -> None:
     clips = ClipSet("two", "two clips", drawn(2), ["a", "b"], shown=(1,))
     network = FeatureNetwork(torch.device("cpu"))
-    found = measure(tiny_tokenizer, clips, network, [], torch.float32)
+    found = measure(tiny_tokenizer, [clips], network, [], torch.float32)["two"]
     for row in found.rows:
         for key in ("psnr", "ssim", "feature_distance", "frechet_frames", "frechet_motion"):
             low, high = row[f"{key}_interval"]
@@ -107,9 +107,8 @@ def test_every_way_is_measured_by_every_measure(tiny_tokenizer: Tokenizer) -> No
 def test_numbers_are_those_of_the_pictures(tiny_tokenizer: Tokenizer) -> None:
     """Of a clip of two chunks, worked out again from the public calls."""
     clip = drawn(1, frames=30)[0]
-    found = measure(
-        tiny_tokenizer, ClipSet("one", "one", [clip], ["a"], (0,)), None, [], torch.float32
-    )
+    clips = ClipSet("one", "one", [clip], ["a"], (0,))
+    found = measure(tiny_tokenizer, [clips], None, [], torch.float32)["one"]
     video = to_video([clip])[0]
     tokens = tiny_tokenizer.encode(video)
     rows = {r["name"]: r for r in found.rows}
@@ -122,18 +121,23 @@ def test_numbers_are_those_of_the_pictures(tiny_tokenizer: Tokenizer) -> None:
 
 
 def test_a_clip_for_each_thread_gives_the_same_numbers(tiny_tokenizer: Tokenizer) -> None:
-    clips = ClipSet("five", "five", drawn(5), list("abcde"), (0, 4))
+    sets = [
+        ClipSet("four", "four", drawn(4), list("abcd"), (0, 3)),
+        ClipSet("long", "long", drawn(1, frames=20), ["e"]),
+    ]
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(measure(tiny_tokenizer, clips, None, available()[:1], torch.float32))
+            found.append(measure(tiny_tokenizer, sets, None, available()[:1], torch.float32))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
-    one, many = ([{**r, "seconds": 0} for r in f.rows] for f in found)
-    assert one == many
-    for a, b in zip(*(f.pictures for f in found)):
+    for name in ("four", "long"):
+        one, many = ([{**r, "seconds": 0} for r in f[name].rows] for f in found)
+        assert one == many
+    assert found[0]["long"].seconds_of_video == 20 / 8
+    for a, b in zip(*(f["four"].pictures for f in found)):
         assert all(np.array_equal(a[name].frames, b[name].frames) for name in a)
 
 

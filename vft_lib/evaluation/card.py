@@ -71,8 +71,11 @@ def write_card(name: str, out: Path, device: torch.device, recipe: CardRecipe) -
         "sets": {},
     }
     singles, shown = [], []
-    for clips in held_out(c, out, recipe):
-        found = measure(tokenizer, clips, network, codecs, dtype)
+    sets = list(held_out(c, out, recipe))
+    _say(began, f"{sum(len(s.clips) for s in sets)} clips to measure")
+    every = measure(tokenizer, sets, network, codecs, dtype)
+    for clips in sets:
+        found = every[clips.name]
         results["sets"][clips.name] = {
             "title": clips.title, "names": list(clips.clip_names), "clips": found.clips,
             "seconds_of_video": found.seconds_of_video, "frechet_halves": found.halves,
@@ -83,7 +86,7 @@ def write_card(name: str, out: Path, device: torch.device, recipe: CardRecipe) -
         else:
             singles.append(clips.name)
             shown += found.pictures
-        _say(began, f"{clips.title}: measured")
+    _say(began, "clips: measured")
     means = {k: v for k, v in results["sets"].items() if k in MEANS}
     plot_curves(means, ("psnr", "ssim", "feature_distance"), out / "quality.png")
     if network is not None and all(s["clips"] > 1 for s in means.values()):

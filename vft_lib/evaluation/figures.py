@@ -85,7 +85,7 @@ def _panel(axis: Axes, of: dict[str, Any], measure: str) -> None:
         text = "autoencoder alone" if ceiling else f"blur, {r['name']}"
         axis.axhline(r[measure], lw=1.3, label=text, zorder=2, **style)
     axis.set_xscale("log", base=2)
-    axis.set_xlim(x[0] / 1.3, right * 1.5)
+    axis.set_xlim(x[0] / 1.6, right * 1.5)
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: in_bytes(value)))
     if measure in SMALLER_IS_BETTER:
         axis.invert_yaxis()
