@@ -27,17 +27,18 @@ def _sampling_inputs() -> list[io.Input]:
             min=0.0,
             max=30.0,
             step=0.1,
-            tooltip="How strongly the words are followed; 1: no guidance. 0: what suits the "
-            "budget.",
+            tooltip="How strongly the words are followed; 1: no guidance. 0 (auto): what suits "
+            "the budget.",
         ),
         advanced(
             io.Float.Input(
                 "temperature",
-                default=1.0,
-                min=0.0,
+                default=-1.0,
+                min=-1.0,
                 max=2.0,
                 step=0.01,
-                tooltip="Below 1: safer choices. 0: always the likeliest token.",
+                tooltip="Below 1: safer choices. 0: always the likeliest token. -1 (auto): what "
+                "the prior was measured best at.",
             )
         ),
         advanced(
@@ -64,7 +65,8 @@ def _sampling_inputs() -> list[io.Input]:
 
 def _sampling(seed: int, guidance: float, temperature: float, top_k: int, top_p: float) -> dict:
     return {
-        "seed": [seed], "guidance": guidance or None, "temperature": temperature,
+        "seed": [seed], "guidance": guidance or None,
+        "temperature": None if temperature < 0 else temperature,
         "top_k": top_k or None, "top_p": top_p if top_p < 1 else None,
     }  # fmt: skip
 
@@ -170,7 +172,7 @@ class TextToTokens(io.ComfyNode):
                 *_sampling_inputs(),
                 advanced(io.Int.Input(
                     "frames", default=0, min=0, max=100_000,
-                    tooltip="Length in frames; 0: the longest that the prior writes.",
+                    tooltip="Length in frames; 0 (auto): the longest that the prior writes.",
                 )),
                 *_encoder_inputs(),
             ],

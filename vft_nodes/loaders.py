@@ -12,6 +12,9 @@ import torch
 from comfy_api.latest import io
 
 from ..vft_lib import Prior, Tokenizer, VftError, load_prior, load_tokenizer
+from ..vft_lib.checkpoints.checkpoint import header_of
+from ..vft_lib.config.prior import PriorConfig
+from ..vft_lib.config.tokenizer import TokenizerConfig
 from ..vft_lib.files.tensor_files import Source
 from ..vft_lib.models.catalog import catalog
 from ..vft_lib.models.loading import is_prior_file, resolve
@@ -62,26 +65,57 @@ WIRES["VFT_PRIOR"] = lambda value: isinstance(value, LoadedPrior)
 
 
 @lru_cache(maxsize=512)
-def _kind(path: str, *changes: int) -> str:
-    """ "prior", "tokenizer", or "" for a file that is neither. Reads its header only."""
+def _read(path: str, *changes: int) -> tuple[str, dict[str, Any]]:
+    """ "prior", "tokenizer", or "" for a file that is neither; and what the page tells of such a
+    model before it is loaded: nothing of a published file. Reads its header only."""
     try:
-        return "prior" if is_prior_file(Source.open(path)) else "tokenizer"
+        source = Source.open(path)
+        kind = "prior" if is_prior_file(source) else "tokenizer"
     except (VftError, OSError):
-        return ""
+        return "", {}
+    try:
+        _, text = header_of(source, kind)
+        if kind == "prior":
+            p = PriorConfig.from_json(text)
+            return kind, {
+                "registers": p.registers, "frames": p.frames, "temperature": p.temperature,
+                "guidance": p.guidance,
+            }  # fmt: skip
+        t = TokenizerConfig.from_json(text)
+        return kind, {
+            "registers": t.registers, "fps": t.fps, "steps": t.sampling.steps,
+            "guidance": t.sampling.guidance,
+        }  # fmt: skip
+    except VftError:
+        return kind, {}
 
 
-def names_of(kind: str) -> list[str]:
-    """The embedded default and the files of this kind in the model folders."""
-    found = []
-    for name in host.model_files():
+def models_of(kind: str) -> dict[str, dict[str, Any]]:
+    """The embedded default and the files of this kind in the model folders; what `_read` tells of
+    each."""
+    models: dict[str, dict[str, Any]] = {DEFAULT: {}}
+    for name in (DEFAULT, *host.model_files()):
         try:
-            path = host.model_path(name)
+            path = file_of(name, kind)
             facts = path.stat()
         except (VftError, OSError):
             continue
-        if _kind(str(path), facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size) in (kind, ""):
-            found.append(name)  # a damaged file is listed: choosing it says what is wrong
-    return [DEFAULT, *found]
+        changes = facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size
+        found, told = _read(str(path), *changes)
+        if found in (kind, ""):
+            models[name] = told  # a damaged file is listed: choosing it says what is wrong
+    return models
+
+
+def _model_input(kind: str) -> io.Input:
+    """The list of models, with what `web/models.js` reads of each."""
+    models = models_of(kind)
+    widget = io.Combo.Input(
+        kind, options=list(models), default=DEFAULT,
+        tooltip="'default' is in the pack; others lie in models/videoflextok.",
+    )  # fmt: skip
+    widget.extra_dict = {"vft_models": models}
+    return widget
 
 
 def file_of(name: str, kind: str) -> Path:
@@ -130,10 +164,7 @@ class LoadTokenizer(io.ComfyNode):
             "comes with the pack: small (64 px), fast, no download.",
             search_aliases=["videoflextok", "video tokenizer", "load vft"],
             inputs=[
-                io.Combo.Input(
-                    "tokenizer", options=names_of("tokenizer"), default=DEFAULT,
-                    tooltip="'default' is in the pack; others lie in models/videoflextok.",
-                ),
+                _model_input("tokenizer"),
                 *_device_inputs(),
             ],
             outputs=[
@@ -176,10 +207,7 @@ class LoadPrior(io.ComfyNode):
             "coarse tokens. 'default' comes with the pack and knows simple scenes.",
             search_aliases=["videoflextok prior", "text to video tokens", "load vft prior"],
             inputs=[
-                io.Combo.Input(
-                    "prior", options=names_of("prior"), default=DEFAULT,
-                    tooltip="'default' is in the pack; others lie in models/videoflextok.",
-                ),
+                _model_input("prior"),
                 *_device_inputs(),
                 TokenizerType.Input(
                     "tokenizer", optional=True,

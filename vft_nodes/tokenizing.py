@@ -62,7 +62,7 @@ class Encode(io.ComfyNode):
                 io.Float.Input(
                     "fps", default=0.0, min=0.0, max=240.0, step=0.01,
                     tooltip="Video: how many frames of each second are taken. Images: how fast "
-                    "they play. 0: the tokenizer's own rate (8 for the default).",
+                    "they play. 0 (auto): the tokenizer's own rate (8 for the default).",
                 ),
                 io.Combo.Input(
                     "fit", options=list(FITS), default="crop",
@@ -172,7 +172,7 @@ def decoding_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=1000,
-            tooltip="Sampling steps; 0: what the tokenizer was measured best at.",
+            tooltip="Sampling steps; 0 (auto): what the tokenizer was measured best at.",
         ),
         io.Float.Input(
             "guidance",
@@ -180,8 +180,8 @@ def decoding_inputs() -> list[io.Input]:
             min=0.0,
             max=30.0,
             step=0.1,
-            tooltip="How strongly the tokens are followed; 1: no guidance, half the work. 0: what "
-            "the tokenizer was measured best at.",
+            tooltip="How strongly the tokens are followed; 1: no guidance, half the work. 0 "
+            "(auto): what the tokenizer was measured best at.",
         ),
         seed_input(),
     ]

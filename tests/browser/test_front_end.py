@@ -82,8 +82,8 @@ def module(app: Any, name: str, expression: str, argument: Any = None) -> Any:
 def test_every_file_of_ours_is_loaded_and_registers_once(app: Any) -> None:
     assert app.js("() => app.extensions.filter((e) => e.name === 'VideoFlexTok').length") == 1
     assert sorted(p.name for p in WEB.glob("*.js")) == [
-        "budget.js", "colours.js", "files.js", "graphs.js", "grid.js", "panel.js",
-        "videoflextok.js",
+        "auto.js", "budget.js", "colours.js", "files.js", "graphs.js", "grid.js", "live.js",
+        "models.js", "panel.js", "videoflextok.js",
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -284,18 +285,44 @@ def test_models_are_listed_by_kind(made: Made) -> None:
     (folder / "broken.safetensors").write_bytes(b"\xff" * 64)
     (folder / "notes.txt").write_text("not a model")
     names = {
-        kind: [n for n in loaders.names_of(kind) if n.startswith("sub")]
+        kind: [n for n in loaders.models_of(kind) if n.startswith("sub")]
         for kind in ("tokenizer", "prior")
     }
     assert names == {
         "tokenizer": ["sub/broken.safetensors", "sub/tokenizer.safetensors"],
         "prior": ["sub/broken.safetensors", "sub/prior.sft"],
     }
-    assert loaders.names_of("tokenizer")[0] == "default"
+    assert next(iter(loaders.models_of("tokenizer"))) == "default"
     assert made.host.results("VFTLoadTokenizer", tokenizer="sub/tokenizer.safetensors")
     with pytest.raises(made.host.error, match=r"broken\.safetensors") as e:
         made.host.run("VFTLoadTokenizer", tokenizer="sub/broken.safetensors")
     assert "\n" not in str(e.value)
+
+
+def test_the_page_is_told_what_suits_a_model_before_it_is_loaded(made: Made) -> None:
+    """It offers budgets and names automatic values by that."""
+    path = save_tiny(made.host.models / "told.safetensors", registers=8)
+    (made.host.models / "damaged.safetensors").write_bytes(b"no weights")
+    try:
+        told = {}
+        for node, kind in (("VFTLoadTokenizer", "tokenizer"), ("VFTLoadPrior", "prior")):
+            info = json.loads(json.dumps(made.host.nodes[node].GET_NODE_INFO_V1()))
+            told[kind] = info["input"]["required"][kind][1]["vft_models"]
+        prior, tokenizer = made.prior.model.config, made.tokenizer.model.config
+        assert told["prior"]["default"] == {
+            "registers": prior.registers, "frames": prior.frames,
+            "temperature": prior.temperature, "guidance": [list(p) for p in prior.guidance],
+        }  # fmt: skip
+        assert told["tokenizer"]["default"] == {
+            "registers": tokenizer.registers, "fps": tokenizer.fps,
+            "steps": tokenizer.sampling.steps, "guidance": tokenizer.sampling.guidance,
+        }  # fmt: skip
+        assert told["tokenizer"]["told.safetensors"]["registers"] == 8
+        assert told["tokenizer"]["damaged.safetensors"] == {}
+        assert "told.safetensors" not in told["prior"]
+    finally:
+        path.unlink()
+        path.with_name("damaged.safetensors").unlink()
 
 
 def test_a_new_file_is_in_the_loaders_list_once_the_page_asks_again(made: Made) -> None:

@@ -218,6 +218,27 @@ def test_words_and_classes_become_tokens(made: Made) -> None:
     assert torch.equal(by_name.ids, by_number.ids)
 
 
+def test_a_temperature_below_zero_is_the_priors_own(made: Made) -> None:
+    """What a new node begins with."""
+    ids = {}
+    for node, words in (
+        ("VFTTextToTokens", {"prompt": "a red ball"}),
+        ("VFTClassToTokens", {"class_name": "bounce_vertical"}),
+        ("VFTRefine", {"tokens": made.tokens.truncate(1), "prompt": "a red ball"}),
+    ):
+        own = made.prior.model.config.temperature
+        for name, chosen in (
+            ("auto", {}),
+            ("own", {"temperature": own}),
+            ("1", {"temperature": 1.0}),
+        ):
+            inputs = {"prior": made.prior, "budget": 2, **words, **chosen}
+            ids[name] = made.host.results(node, **inputs).ids
+        assert own != 1
+        assert torch.equal(ids["auto"], ids["own"])
+        assert not torch.equal(ids["auto"], ids["1"])
+
+
 def test_every_class_of_the_list_is_one_of_the_default_prior(made: Made) -> None:
     schema = made.host.nodes["VFTClassToTokens"].GET_SCHEMA()
     options = next(i.options for i in schema.inputs if i.id == "class_name")

@@ -2,21 +2,22 @@
 // number field, and a line that says what the budget means, before anything has run.
 
 import { againstGrid, inBytes, incomingGrid, ownGrid } from "./grid.js";
+import { keepFresh } from "./live.js";
+import { modelOf } from "./models.js";
 import { panelOf } from "./panel.js";
 
 export const BUDGET_NODES = ["VFTTruncate", "VFTTextToTokens", "VFTClassToTokens", "VFTRefine"];
 const PER_FRAME = "tokens per frame"; // the first choice of Truncate Prefix's `by`
 const LARGEST = 256; // tokens per latent frame that any published tokenizer has
 
-const shown = new Set();
-
-/** The powers of two to offer: per latent frame all there are, else those around `budget`. */
-export function choices(by, budget, most = LARGEST) {
+/** The powers of two to offer: per latent frame all from `least` to `most`, else those around
+ * `budget`. */
+export function choices(by, budget, most = LARGEST, least = 1) {
   if (by === "information") return [];
   const powers = (from, to) => {
     const all = [];
     for (let k = from; k <= to; k *= 2) all.push(k);
-    return all;
+    return all.filter((k) => k >= least);
   };
   if (by === PER_FRAME) return powers(1, most);
   const near = 2 ** Math.floor(Math.log2(Math.max(1, budget)));
@@ -24,10 +25,17 @@ export function choices(by, budget, most = LARGEST) {
 }
 
 /** What a budget means: {text, warning}. `grid` is of the tokens it is taken from, or undefined;
- * `truncates`: it cannot be more than there is. */
-export function describe(by, budget, keepBits, grid, truncates) {
+ * `truncates`: it cannot be more than there is; `most`: it cannot be more than a prior writes, or
+ * undefined; `held`: it must be more than what tokens that are refined hold, or undefined. */
+export function describe(by, budget, keepBits, grid, truncates, most, held) {
   if (by === "information") {
     return { text: `as few as keep ${Math.round(100 * keepBits)} % of the bits` };
+  }
+  if (budget > most) {
+    return { text: `too many: this prior writes up to ${most} per frame`, warning: true };
+  }
+  if (budget <= held) {
+    return { text: `too few: these tokens hold ${held} per frame already`, warning: true };
   }
   let perFrame = budget;
   if (by !== PER_FRAME) {
@@ -63,9 +71,10 @@ function refresh(node) {
   const truncates = node.comfyClass === "VFTTruncate";
   const [by, budget] = [value("by") ?? PER_FRAME, Number(value("budget"))];
   const incoming = incomingGrid(node, "tokens");
-  const most = truncates ? incoming?.budget : undefined;
+  const held = truncates ? undefined : incoming?.budget;
+  const most = truncates ? incoming?.budget : modelOf(node, "prior")?.registers;
   chips.replaceChildren(
-    ...choices(by, budget, most).map((k) => {
+    ...choices(by, budget, most, (held ?? 0) + 1).map((k) => {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = k < 10_000 ? k : k.toLocaleString("en", { notation: "compact" });
@@ -77,7 +86,8 @@ function refresh(node) {
     }),
   );
   const grid = incoming ?? ownGrid(node);
-  const { text, warning } = describe(by, budget, value("keep_bits"), grid, !!incoming && truncates);
+  const limits = truncates ? [!!incoming] : [false, most, held];
+  const { text, warning } = describe(by, budget, value("keep_bits"), grid, ...limits);
   line.textContent = text;
   line.classList.toggle("vft-warning", !!warning);
 }
@@ -91,24 +101,5 @@ function choose(node, budget) {
 
 /** Buttons and line for a node with a widget `budget`. */
 export function addBudget(node) {
-  for (const widget of node.widgets.filter((w) => ["by", "budget", "keep_bits"].includes(w.name))) {
-    const own = widget.callback;
-    widget.callback = function (...args) {
-      const result = own?.apply(this, args);
-      refresh(node);
-      return result;
-    };
-  }
-  shown.add(node);
-  const removed = node.onRemoved;
-  node.onRemoved = function (...args) {
-    shown.delete(node);
-    return removed?.apply(this, args);
-  };
-  refresh(node);
-}
-
-/** All lines anew: a run or a connection has changed what is known. */
-export function refreshBudgets() {
-  shown.forEach(refresh);
+  keepFresh(node, ["by", "budget", "keep_bits"], refresh);
 }

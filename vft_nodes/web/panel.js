@@ -14,6 +14,7 @@ const STYLE = `
 .vft-panel .vft-chips button:hover { border-color: #c9a2ff; }
 .vft-panel .vft-chips button[aria-pressed="true"] { background: #6b46a8; color: #fff; }
 .vft-panel .vft-line.vft-warning { color: #ffb454; }
+.vft-panel .vft-auto { font-size: 10px; line-height: 14px; color: var(--descrip-text, #999); }
 .vft-panel .vft-result { font-size: 10px; line-height: 14px; color: var(--descrip-text, #999);
   user-select: text; }
 `;
@@ -31,7 +32,7 @@ function addStyle() {
   document.head.append(style);
 }
 
-/** The panel of a node, made at the first call: {chips, line, result}, three elements. */
+/** The panel of a node, made at the first call: {chips, line, auto, result}, four elements. */
 export function panelOf(node) {
   if (panels.has(node)) return panels.get(node);
   addStyle();
@@ -41,8 +42,9 @@ export function panelOf(node) {
     return element;
   };
   const [root, content] = [part("panel"), part("content")];
-  const panel = { root, chips: part("chips"), line: part("line"), result: part("result") };
-  content.append(panel.chips, panel.line, panel.result);
+  const panel = { root, result: part("result") };
+  for (const name of ["chips", "line", "auto"]) panel[name] = part(name);
+  content.append(panel.chips, panel.line, panel.auto, panel.result);
   root.append(content);
 
   let height = 0;

@@ -2,11 +2,14 @@
 // ComfyUI imports every .js file of this folder; only this one registers anything.
 
 import { app } from "../../scripts/app.js";
-import { addBudget, BUDGET_NODES, refreshBudgets } from "./budget.js";
+import { addAuto, AUTO_NODES } from "./auto.js";
+import { addBudget, BUDGET_NODES } from "./budget.js";
 import { colourSockets } from "./colours.js";
 import { addUpload, openDropped } from "./files.js";
 import { allNodes, keptOutput } from "./graphs.js";
 import { noteGrid } from "./grid.js";
+import { refreshAll } from "./live.js";
+import { LOADERS, noteModels } from "./models.js";
 import { panelOf, replaceFormer, showResult } from "./panel.js";
 
 /** Run `more` after the node's own `method`, keeping what that returns. */
@@ -35,7 +38,7 @@ function showKept() {
     const output = keptOutput(node);
     if (output) show(node, output);
   }
-  refreshBudgets();
+  refreshAll();
 }
 
 app.registerExtension({
@@ -45,6 +48,16 @@ app.registerExtension({
     colourSockets(app.canvas);
     // Capturing, because the page's own handler refuses files that it does not know.
     window.addEventListener("drop", openDropped, { capture: true });
+  },
+
+  beforeRegisterNodeDef(_, definition) {
+    noteModels(definition);
+  },
+
+  // The key R: the lists of models anew.
+  refreshComboInNodes(definitions) {
+    Object.keys(LOADERS).forEach((name) => noteModels(definitions[name]));
+    refreshAll();
   },
 
   // Undo and a change of tabs make all nodes anew; the page has kept what they had given out, and
@@ -70,11 +83,14 @@ app.registerExtension({
       panelOf(node); // now: Nodes 2.0 of 2025 draws none that comes after a changed list of files
     }
     if (BUDGET_NODES.includes(node.comfyClass)) addBudget(node);
+    if (AUTO_NODES.includes(node.comfyClass)) addAuto(node);
+    const list = node.widgets?.find((w) => w.name === LOADERS[node.comfyClass]);
+    if (list) after(list, "callback", refreshAll);
     after(node, "onExecuted", (output) => {
       if (output) show(node, output);
-      refreshBudgets();
+      refreshAll();
     });
-    after(node, "onConfigure", refreshBudgets);
-    after(node, "onConnectionsChange", refreshBudgets);
+    after(node, "onConfigure", refreshAll);
+    after(node, "onConnectionsChange", refreshAll);
   },
 });
