@@ -57,6 +57,13 @@ def test_the_smallest_stream_is_the_smallest_of_all_sides() -> None:
     assert encoded.at(1).bytes == min(each)
 
 
+def test_the_same_clip_gives_the_same_stream_at_small_sizes() -> None:
+    for side in (16, 32, 64):
+        clip = list(make_clip(3, frames=9, size=side).video)
+        streams = [Encoded(codecs.H264, clip, 8.0)._packets(side, 30) for _ in range(12)]
+        assert all(s == streams[0] for s in streams), side
+
+
 def test_notes_that_no_decoder_needs_are_not_counted() -> None:
     one = Encoded(codecs.H264, CLIP[:1], 8.0).at(0)
     assert one.bytes < 200, "x264's note of its settings alone takes 600"
