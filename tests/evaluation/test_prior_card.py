@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -15,8 +16,8 @@ from vft_lib.checkpoints.checkpoint import save_prior
 from vft_lib.cli.vft import main
 from vft_lib.errors import VftError
 from vft_lib.evaluation import classifier, outline
-from vft_lib.evaluation.judge import Judge, pixels_of
-from vft_lib.evaluation.prior_card import _written
+from vft_lib.evaluation.judge import Judge, pixels_of, recipes
+from vft_lib.evaluation.prior_card import _budgets, _written
 from vft_lib.evaluation.probe import labels_of
 from vft_lib.evaluation.run_clips import decoded_video, run_clips
 from vft_lib.prior.prior import Prior
@@ -188,3 +189,37 @@ def test_card_of_a_run_folder(
     assert "vft train tokenizer" in capsys.readouterr().err
     assert main([*command, "--out", str(run), "--sweep", "3"]) == 2
     assert "powers of two" in capsys.readouterr().err
+
+
+def test_the_card_of_a_prior_that_writes_less_than_its_tokenizer_holds(
+    run: Path, tiny_tokenizer: Tokenizer, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Of 8 registers this one writes 2."""
+    t = tiny_tokenizer.config.latent_shape[1]
+    config = dataclasses.replace(TINY.prior.config, tokenizer="tiny", seq_len=2 * t)
+    small = Prior(config, "small").bind(tiny_tokenizer)
+    save_prior(tmp_path / "prior.safetensors", small.config, small.state_dict(), None)
+    command = [
+        "train", "prior-card", "--preset", "tiny", "--no-real", "--device", "cpu",
+        "--tokenizer", str(tiny_checkpoint), "--prior", str(tmp_path / "prior.safetensors"),
+        "--clips", "3", "--steps", "4", "--sweep", "1", "--out", str(run),
+    ]  # fmt: skip
+    assert main(command) == 0
+    results = json.loads((run / "prior-card/results.json").read_text())
+    for key in ("caption", "reconstructed", "class"):
+        assert list(results[key]) == ["1", "2"]
+    assert list(results["bits_per_id"]["nothing"]) == ["1", "2"]
+
+
+def test_large_budgets_and_pictures_are_measured_at_a_bounded_cost(
+    prior: Prior, tiny_tokenizer: Tokenizer
+) -> None:
+    t = tiny_tokenizer.config.latent_shape[1]
+    for registers, budgets in ((2, [1, 2]), (16, [1, 2, 4, 8, 16]), (24, [1, 4, 16, 24]),
+                               (32, [1, 4, 16, 32]), (128, [1, 4, 16, 64, 128])):  # fmt: skip
+        config = dataclasses.replace(TINY.prior.config, seq_len=registers * t)
+        assert _budgets(Prior(config, "test")) == budgets
+    assert [r.softened for r in recipes(tiny_tokenizer)] == [2048, 1024]
+    tiny_tokenizer = copy.copy(tiny_tokenizer)
+    tiny_tokenizer.config = dataclasses.replace(tiny_tokenizer.config, size=128)
+    assert [r.softened for r in recipes(tiny_tokenizer)] == [512, 256]

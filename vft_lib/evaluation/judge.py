@@ -71,14 +71,24 @@ def pixels_of(scenes: list[world.Scene], frames: int, size: int) -> Tensor:
     return torch.cat([to_video([s.render(frames, size)[::2]]).half() for s in scenes])
 
 
+def recipes(tokenizer: Tokenizer) -> tuple[ClassifierRecipe, OutlineRecipe]:
+    """Softened clips cost most, in proportion to the picture: of a tokenizer for more than 64 px
+    there are as many fewer, and of its pictures the outline network sees 64 px anyway."""
+    share = min(1.0, (SIZE / tokenizer.config.size) ** 2)
+    c, o = ClassifierRecipe(tokenizer.fingerprint), OutlineRecipe(tokenizer.fingerprint)
+    return (
+        dataclasses.replace(c, softened=round(c.softened * share)),
+        dataclasses.replace(o, softened=round(o.softened * share)),
+    )
+
+
 def trained_judge(
     steps: int | None, data: TokenizerRecipe, real: RealClips | None, out: Path,
     tokenizer: Tokenizer, dtype: torch.dtype,
 ) -> Judge:  # fmt: skip
     """The judge of a run folder: `out/classifier.safetensors` and `out/outline.safetensors` where
     they are of these recipes and this tokenizer, else trained (in `steps` steps) and kept there."""
-    c_recipe = ClassifierRecipe(tokenizer.fingerprint)
-    o_recipe = OutlineRecipe(tokenizer.fingerprint)
+    c_recipe, o_recipe = recipes(tokenizer)
     if steps is not None:
         shorter = dataclasses.replace(c_recipe.schedule, steps=steps)
         c_recipe = dataclasses.replace(c_recipe, schedule=shorter)

@@ -54,7 +54,7 @@ def write_prior_card(
     dtype = autocast_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=torch.float32)
     prior = load_prior(args.prior, device=device, dtype=torch.float32).bind(tokenizer)
-    c = tokenizer.config
+    c, budgets = tokenizer.config, _budgets(prior)
     _check(prior, args)
     judge = trained_judge(args.steps, preset.tokenizer, real, args.out, tokenizer, dtype)
     for name, facts in judge.facts.items():
@@ -71,7 +71,7 @@ def write_prior_card(
         "sampling": {
             "steps": c.sampling.steps, "guidance": c.sampling.guidance,
             "autocast": str(dtype).removeprefix("torch."),
-            "prior_guidance": {k: prior.config.guidance_for(k) for k in c.budgets},
+            "prior_guidance": {k: prior.config.guidance_for(k) for k in budgets},
             "temperature": prior.config.temperature,
         },
         "judge": judge.facts,
@@ -94,18 +94,19 @@ def write_prior_card(
 
     captions, motions = [s.caption() for s in scenes], [s.main.motion for s in scenes]
     usual = prior.config.guidance_for
-    results["reconstructed"], _ = read({k: ids[:, :, :k] for k in c.budgets}, "reconstructed")
-    written = _written(prior, c.budgets, usual, caption=captions)
+    results["reconstructed"], _ = read({k: ids[:, :, :k] for k in budgets}, "reconstructed")
+    written = _written(prior, budgets, usual, caption=captions)
     results["caption"], shown = read(written, "from captions")
-    some = [c.budgets[i] for i in (0, len(c.budgets) // 2, -1)]
+    some = [budgets[i] for i in (0, len(budgets) // 2, -1)]
     results["class"] = {}
     for k, x in _written(prior, some, usual, class_name=motions).items():
         made = decoded_latents(tokenizer, x, dtype, desc=f"from classes, k = {k}")
         results["class"][k] = {"motion": judge.accuracy(labels, made)["motion"]}
-    results["bits_per_id"] = _bits(prior, tokenizer, ids, captions, motions)
+    own = ids[:, :, : prior.config.registers]
+    results["bits_per_id"] = _bits(prior, tokenizer, own, budgets, captions, motions)
     for scale in SWEEP if args.sweep else ():
         # what has been measured at this guidance is not written again
-        new = [k for k in args.sweep if usual(k) != scale]
+        new = [k for k in args.sweep if usual(k) != scale or k not in budgets]
         rows = {k: results["caption"][k] for k in args.sweep if k not in new}
         if new:
             at = dict.fromkeys(new, scale)
@@ -139,6 +140,13 @@ def _check(prior: Prior, args: argparse.Namespace) -> None:
         unknown = [k for k in args.sweep if k & (k - 1) and k != c.registers]
         if unknown:
             raise VftError(f"--sweep {unknown[0]}: choose powers of two up to {c.registers}")
+
+
+def _budgets(prior: Prior) -> list[int]:
+    """Powers of two up to what the prior writes, and that; of more than five every second one."""
+    most = prior.config.registers
+    powers = [k for k in (1 << i for i in range(20)) if k < most]
+    return [*(powers if len(powers) < 5 else powers[::2]), most]
 
 
 def _chance() -> dict[str, float]:
@@ -175,7 +183,12 @@ def _written(
 
 
 def _bits(
-    prior: Prior, tokenizer: Tokenizer, ids: Tensor, captions: list[str], motions: list[str]
+    prior: Prior,
+    tokenizer: Tokenizer,
+    ids: Tensor,
+    budgets: list[int],
+    captions: list[str],
+    motions: list[str],
 ) -> dict[str, dict[int, float]]:
     """-log2 p of real clips' ids: the mean of the first k registers, by condition and k."""
     c, batch = tokenizer.config, 32
@@ -193,7 +206,7 @@ def _bits(
                 class_name=motions[part] if name == "class" else None,
             ))  # fmt: skip
         bits = torch.cat(parts)  # (N, t, K)
-        rows[name] = {k: round(float(bits[:, :, :k].mean()), 3) for k in c.budgets}
+        rows[name] = {k: round(float(bits[:, :, :k].mean()), 3) for k in budgets}
     return rows
 
 
