@@ -6,6 +6,7 @@ be cancelled.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -93,7 +94,12 @@ def validated(node: Any, values: dict[str, Any]) -> dict[str, Any] | None:
     """What ComfyUI makes of a prompt's widget values; None if it refuses them. It converts first,
     then compares: NaN passes, and any object is a text."""
     made: dict[str, Any] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
-    own = "validate_inputs" in vars(node)
+    # The node looks at the inputs that its validate_inputs names; no list is compared for those.
+    own = (
+        inspect.signature(node.validate_inputs).parameters
+        if "validate_inputs" in vars(node)
+        else ()
+    )
     out = {}
     for i in node.GET_SCHEMA().inputs:
         if i.id not in values:
@@ -108,9 +114,9 @@ def validated(node: Any, values: dict[str, Any]) -> dict[str, Any] | None:
             return None
         if kind in ("INT", "FLOAT") and (value < i.min or value > i.max):
             return None
-        if kind == "COMBO" and not own and value not in i.options:
+        if kind == "COMBO" and i.id not in own and value not in i.options:
             return None
-        if kind == "COMBO" and own and node.validate_inputs(**{i.id: value}) is not True:
+        if i.id in own and node.validate_inputs(**{i.id: value}) is not True:
             return None
         out[i.id] = value
     return out
