@@ -57,21 +57,27 @@ def formula(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Te
     return scores.softmax(-1) @ v
 
 
+KINDS = tuple(itertools.product(MASKS, DTYPES, (64, 32, 16)))
+
+
 def attention(place: Place) -> Iterator[tuple[str, Measure]]:
-    """sdpa and xformers on everything; then flex, which compiles for seconds a kind, the usual
-    kinds first."""
+    """sdpa and xformers on every kind of mask, number and width of heads."""
     strict()
-    kinds = list(itertools.product(MASKS, DTYPES, (64, 32, 16)))
     for backend in ("sdpa", "xformers"):
         for mask in MASKS:
-            some = [(d, w) for m, d, w in kinds if m is mask]
+            some = [(d, w) for m, d, w in KINDS if m is mask]
             yield f"{backend}, {mask_name(mask)}", partial(_backend, place, backend, mask, some)
-    flex = [(m, d, w) for m, d, w in kinds if w == 64 and d == torch.bfloat16]
-    flex += [(m, d, w) for m, d, w in kinds if w == 64 and d == torch.float32]
-    flex += [(m, d, w) for m, d, w in kinds if (m, d, w) not in flex]
+
+
+def flex(place: Place) -> Iterator[tuple[str, Measure]]:
+    """Flex attention, which compiles for seconds a kind: the usual kinds first."""
+    strict()
+    kinds = [(m, d, w) for m, d, w in KINDS if w == 64 and d == torch.bfloat16]
+    kinds += [(m, d, w) for m, d, w in KINDS if w == 64 and d == torch.float32]
+    kinds += [kind for kind in KINDS if kind not in kinds]
     if not place.cuda:
-        flex = [(MASKS[0], torch.float32, 64)]
-    for mask, dtype, width in flex:
+        kinds = [(MASKS[0], torch.float32, 64)]
+    for mask, dtype, width in kinds:
         name = f"flex, {mask_name(mask)}, {short(dtype)}, heads of {width}"
         yield name, partial(_backend, place, "flex", mask, [(dtype, width)])
 
