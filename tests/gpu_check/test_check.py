@@ -67,7 +67,8 @@ def test_what_fails_is_told_and_the_rest_goes_on(
     assert report["failed"] == ["three"]
     assert report["errors"] == 1
     assert report["unproven"][:3] == [
-        "safety: five", "safety: two (RuntimeError: CUDA error: an illegal memory access)",
+        "safety: five",
+        "safety: two (RuntimeError: CUDA error: an illegal memory access and more)",
         "prior: ids a second",
     ]  # fmt: skip
     page = check.markdown(report)
