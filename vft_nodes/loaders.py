@@ -17,12 +17,12 @@ from ..vft_lib.config.prior import PriorConfig
 from ..vft_lib.config.tokenizer import TokenizerConfig
 from ..vft_lib.files.tensor_files import Source
 from ..vft_lib.models.catalog import catalog
-from ..vft_lib.models.loading import is_prior_file, resolve
+from ..vft_lib.models.loading import EMBEDDED, is_prior_file, resolve
 from . import host
 from .listed import stamp_model
 from .types import WIRES, PriorType, TokenizerType, advanced, checked, schema
 
-DEFAULT = "default"  # the model that comes with the pack
+DEFAULT = "default"  # of the models that come with the pack
 DTYPES = ["auto", "bfloat16", "float16", "float32"]
 DEVICES = ["auto", "cpu"]
 
@@ -91,10 +91,10 @@ def _read(path: str, *changes: int) -> tuple[str, dict[str, Any]]:
 
 
 def models_of(kind: str) -> dict[str, dict[str, Any]]:
-    """The embedded default and the files of this kind in the model folders; what `_read` tells of
+    """The embedded models and the files of this kind in the model folders; what `_read` tells of
     each."""
     models: dict[str, dict[str, Any]] = {DEFAULT: {}}
-    for name in (DEFAULT, *host.model_files()):
+    for name in (*EMBEDDED[kind], *host.model_files()):
         try:
             path = file_of(name, kind)
             facts = path.stat()
@@ -110,16 +110,18 @@ def models_of(kind: str) -> dict[str, dict[str, Any]]:
 def _model_input(kind: str) -> io.Input:
     """The list of models, with what `web/models.js` reads of each."""
     models = models_of(kind)
+    names = [f"'{name}'" for name in EMBEDDED[kind]]
+    own = " and ".join(names) + (" come with" if len(names) > 1 else " comes with")
     widget = io.Combo.Input(
         kind, options=list(models), default=DEFAULT,
-        tooltip="'default' is in the pack; others lie in models/videoflextok.",
+        tooltip=f"{own} the pack; others lie in models/videoflextok.",
     )  # fmt: skip
     widget.extra_dict = {"vft_models": models}
     return widget
 
 
 def file_of(name: str, kind: str) -> Path:
-    return resolve(DEFAULT, kind) if name == DEFAULT else host.model_path(name)
+    return resolve(name, kind) if name in EMBEDDED[kind] else host.model_path(name)
 
 
 def found(name: str, kind: str) -> bool | str:

@@ -28,12 +28,18 @@ from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer
 from .catalog import locate
 
+EMBEDDED = {
+    "tokenizer": {"default": "default.safetensors", "small": "small.safetensors"},
+    "prior": {"default": "prior.safetensors"},
+}
+"""Models that come with this program: files in `weights/`, by kind and name."""
+
 
 def resolve(name: str | Path, kind: str = "tokenizer") -> Path:
-    """The file or folder that `name` means: `"default"`, an existing path, or the name of a model
-    that has been downloaded. CheckpointError says how to get what is not there."""
-    if str(name) == "default":
-        return packaged("default.safetensors" if kind == "tokenizer" else "prior.safetensors")
+    """The file or folder that `name` means: a name in `EMBEDDED`, an existing path, or the name of
+    a model that has been downloaded. CheckpointError says how to get what is not there."""
+    if str(name) in EMBEDDED[kind]:
+        return packaged(EMBEDDED[kind][str(name)])
     return Path(name) if Path(name).exists() else locate(str(name), kind)
 
 
@@ -41,9 +47,9 @@ def load_tokenizer(
     name: str | Path = "default", *, device: str | torch.device | None = None,
     dtype: torch.dtype | None = None, ops: Any = nn,
 ) -> Tokenizer:  # fmt: skip
-    """A tokenizer ready to use: `"default"` (in the package), a path to a file of ours or to a
-    published folder or file (which is converted in memory; `vft convert` does it once and for
-    all), or the catalogue name or hub id of a model that `vft download` has fetched. Never
+    """A tokenizer ready to use: `"default"` or `"small"` (in the package), a path to a file of ours
+    or to a published folder or file (which is converted in memory; `vft convert` does it once and
+    for all), or the catalogue name or hub id of a model that `vft download` has fetched. Never
     downloads anything itself.
 
     `device` defaults to CUDA where there is one. `dtype` defaults to bfloat16 on CUDA and float32
