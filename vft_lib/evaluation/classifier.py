@@ -92,11 +92,15 @@ class ClassifierTask(Task):
         _, c, t, h, w = latents.shape
         self.classifier = Classifier((c, t, h, w), recipe.widths, recipe.dropout)
 
+    exact = ("",)  # all of it in float32: it is small
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [p for n, p in self.named_parameters() if "block" in n and p.ndim == 4]
 
-    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        r, g = self.recipe, generator
+    def forward(
+        self, step: int, generator: torch.Generator, progress: float
+    ) -> dict[str, Tensor]:  # fmt: skip
+        r, g = self.recipe, torch.Generator().manual_seed(generator.initial_seed())
         count = r.schedule.batch
         # of dropout: a resumed run takes the very same steps
         torch.manual_seed(int(torch.randint(1 << 62, (), generator=g)))
@@ -106,11 +110,11 @@ class ClassifierTask(Task):
         x = torch.cat([self.latents[a].float(), self.softened[b].float()])
         spread = r.noise * torch.rand(count, 1, 1, 1, 1, generator=g)
         x = _moved(x + spread * torch.randn(x.shape, generator=g), g)
-        logits = self.classifier(x.to(self.classifier.stem.weight.device))
+        logits = self.classifier(x.to(self.classifier.stem.weight))
         out: dict[str, Tensor] = {"loss": torch.zeros(())}
         for name, predicted in logits.items():
             y = torch.cat([self.labels[name][a], self.soft_labels[name][b]]).to(predicted.device)
-            out["loss"] = out["loss"].to(predicted.device) + F.cross_entropy(predicted, y)
+            out["loss"] = out["loss"].to(predicted.device) + F.cross_entropy(predicted.float(), y)
             out[name] = (predicted.detach().argmax(1) == y).float().mean()
         return out
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..measure.codecs import Codec, Coded, Encoded
 from ..measure.metrics import psnr, ssim
 from ..tokenizer.tokenizer import Tokenizer
-from ..train.data import to_video
+from ..footage.real import to_video
 from .learned import (
     INTERVAL,
     RESAMPLES,

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..files.atomic import write_bytes
+from ..footage.real import to_video
 from ..tokenizer.tokenizer import Tokenizer
-from ..train.data import RealClips, to_video
 from ..train.loop import train
 from ..train.prior import HELD_OUT
 from ..train.tokenizer import TokenizerRecipe, ids_of_latents
@@ -32,7 +32,7 @@ from .probe import LABELS, labels_of
 from .run_clips import decoded_latents, decoded_video, generator, run_clips
 
 PICTURES = 4  # kept of each clip to learn outlines from
-CHECKED = 512  # clips of the run that the networks do not train on, but are measured on
+CHECKED = 256  # clips of the run that the networks do not train on, but are measured on
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def recipes(tokenizer: Tokenizer) -> tuple[ClassifierRecipe, OutlineRecipe]:
 
 
 def trained_judge(
-    steps: int | None, data: TokenizerRecipe, real: RealClips | None, out: Path,
+    steps: int | None, data: TokenizerRecipe, out: Path,
     tokenizer: Tokenizer, dtype: torch.dtype,
 ) -> Judge:  # fmt: skip
     """The judge of a run folder: `out/classifier.safetensors` and `out/outline.safetensors` where
@@ -105,7 +105,7 @@ def trained_judge(
             judge.facts[name] = facts
     if len(judge.facts) == len(wanted):
         return judge
-    latents, scenes = run_clips(data, real, out, tokenizer, dtype)
+    latents, scenes = run_clips(data, out, tokenizer, dtype)
     kept = [i for i in sorted(scenes) if (i + 1) % HELD_OUT]
     apart = sorted(scenes.keys() - set(kept))[:CHECKED]
     unseen = [scenes[i] for i in apart]

@@ -156,14 +156,19 @@ class OutlineTask(Task):
         self.softened, self.soft_shapes = softened, soft_shapes
         self.outline = Outline(recipe.widths)
 
+    exact = ("",)  # all of it in float32: it is small
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         hidden = ("block", "down", "finder.conv.")
         return [
             p for n, p in self.named_parameters() if p.ndim == 4 and any(h in n for h in hidden)
         ]
 
-    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        r, g, count = self.recipe, generator, self.recipe.schedule.batch
+    def forward(
+        self, step: int, generator: torch.Generator, progress: float
+    ) -> dict[str, Tensor]:  # fmt: skip
+        r, count = self.recipe, self.recipe.schedule.batch
+        g = torch.Generator().manual_seed(generator.initial_seed())
         soft = round(count * r.softened_share) if len(self.softened) else 0
         x, y = _pick(self.rendered, self.shapes, count - soft, g)
         sigma = r.blur * torch.rand(len(x), generator=g)
@@ -176,9 +181,9 @@ class OutlineTask(Task):
         pictures, mask = 2 * x[:, :3] - 1, x[:, 3:]
         spread = r.noise * torch.rand(count, 1, 1, 1, generator=g)
         pictures = pictures + spread * torch.randn(pictures.shape, generator=g)
-        device = self.outline.finder.stem.weight.device
-        mask, y = mask.to(device), y.to(device)
-        found, named = self.outline(pictures.to(device))
+        weight = self.outline.finder.stem.weight
+        mask, y = mask.to(weight.device), y.to(weight.device)
+        found, named = (x.float() for x in self.outline(pictures.to(weight)))
         seen, true = found.detach() > 0, mask > 0.5
         finding = F.binary_cross_entropy_with_logits(found, mask)
         return {

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from ..errors import VftError
 from ..files.atomic import replacing, write_bytes
+from ..footage.real import HELD_OUT_SEEDS
 from ..models.loading import load_prior, load_tokenizer
 from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
-from ..train.data import HELD_OUT_SEEDS, RealClips
 from ..train.loop import autocast_dtype
 from ..train.presets import Preset
 from ..train.tokenizer import ids_of_latents
@@ -45,9 +45,7 @@ SWEEP = (1.0, 2.0, 3.0, 4.5)  # guidance scales
 SHEET_CLIPS = 8
 
 
-def write_prior_card(
-    preset: Preset, real: RealClips | None, device: torch.device, args: argparse.Namespace
-) -> None:
+def write_prior_card(preset: Preset, device: torch.device, args: argparse.Namespace) -> None:
     """Measure, print the tables, and write results.json, table.md and sheet.png into
     `args.out/prior-card`. The judge is kept in `args.out`."""
     began = time.perf_counter()
@@ -56,7 +54,7 @@ def write_prior_card(
     prior = load_prior(args.prior, device=device, dtype=torch.float32).bind(tokenizer)
     c, budgets = tokenizer.config, _budgets(prior)
     _check(prior, args)
-    judge = trained_judge(args.steps, preset.tokenizer, real, args.out, tokenizer, dtype)
+    judge = trained_judge(args.steps, preset.tokenizer, args.out, tokenizer, dtype)
     for name, facts in judge.facts.items():
         _say(began, f"{name} ready, on held-out clips of the run: {facts['run_held_out']}")
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..footage.real import to_video
 from ..tokenizer.tokenizer import Tokenizer
-from ..train.data import to_video
 from ..world import world
 
 LABELS = {"motion": world.MOTIONS, "color": tuple(world.COLORS), "shape": world.SHAPES}

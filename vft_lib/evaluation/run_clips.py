@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import VftError
+from ..footage.footage import Footage
+from ..footage.real import HELD_OUT_SEEDS, to_video
+from ..footage.worlds import Worlds
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
-from ..train.data import RealClips, to_video
-from ..train.tokenizer import TokenizerRecipe, dataset_sources
+from ..train.dataset import encode_dataset
+from ..train.tokenizer import TokenizerRecipe
 from ..world import world
+
+JUDGED_CLIPS = 2048  # that the judge learns from
 
 
 def autocast(tokenizer: Tokenizer, dtype: torch.dtype) -> torch.autocast:
@@ -71,32 +75,18 @@ def decoded_video(tokenizer: Tokenizer, latents: Tensor, dtype: torch.dtype) -> 
 
 
 def run_clips(
-    recipe: TokenizerRecipe, real: RealClips | None, out: Path, tokenizer: Tokenizer,
-    dtype: torch.dtype,
+    recipe: TokenizerRecipe, out: Path, tokenizer: Tokenizer, dtype: torch.dtype
 ) -> tuple[Tensor, dict[int, world.Scene]]:  # fmt: skip
-    """The latents of a run folder `[N,C,t,h,w]` float16, memory-mapped, and the scenes of those
-    that are procedural, by number. VftError if the folder's clips are not the ones that its
-    seeds draw, or were encoded by another autoencoder."""
-    shape, progress = recipe.config.latent_shape, out / "latents.done"
-    if not progress.exists():
-        raise VftError(f"{out} holds no encoded clips; run `vft train tokenizer --out {out}` first")
-    if tokenizer.config.latent_shape != shape:
-        raise VftError(
-            f"tokenizer {tokenizer.config.name!r} has latents {tokenizer.config.latent_shape}, "
-            f"{out} holds {shape}: choose the preset and tokenizer of one run"
-        )
-    count = int(progress.read_text())
-    latents = torch.from_file(
-        str(out / "latents.f16"), shared=False, size=count * math.prod(shape), dtype=torch.float16
-    ).view(count, *shape)
-    sources = dataset_sources(recipe, real, count)
-    scenes = {i: world.draw_scene(s) for i, s in enumerate(sources) if isinstance(s, int)}
-    check = sorted(scenes)[-4:]
-    fresh = encode_scenes(tokenizer, [scenes[i] for i in check], dtype).float()
-    stored = latents[check].float()
-    if float((fresh - stored).norm() / stored.norm()) > 0.2:
-        raise VftError(
-            f"the clips of {out}/latents.f16 are not those drawn now: give the tokenizer of that "
-            "folder, and the same --preset, --real or --no-real that made it"
-        )
-    return latents, scenes
+    """Procedural clips of the recipe's training set as latents `[N,C,t,h,w]` float16, kept in
+    `out`, and their scenes by number."""
+    clips = min(recipe.clips, JUDGED_CLIPS)
+    rng = np.random.default_rng(recipe.schedule.seed + 1)
+    seeds = [int(s) for s in rng.integers(HELD_OUT_SEEDS.stop, 1 << 40, clips)]
+    c = recipe.config
+    footage = Footage(None, Worlds(seeds, c.chunk_frames, c.size))
+    folder = out / f"judge-{tokenizer.fingerprint}"
+    folder.mkdir(parents=True, exist_ok=True)
+    data = encode_dataset(
+        c, tokenizer.vae, footage, clips, 1.0, recipe.schedule.seed, tokenizer.device, dtype, folder
+    )
+    return data.latents, {i: world.draw_scene(s) for i, s in enumerate(seeds[: len(data)])}

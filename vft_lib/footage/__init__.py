@@ -1,1 +1,1 @@
-"""Real pictures to train on: packed into one file, and read from it."""
+"""What is trained on: real clips and stills, drawn worlds and textures, cut into moving windows."""

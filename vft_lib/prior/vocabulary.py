@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PART = 128  # positions whose softmax is normalized at a time
+PART = 128  # positions whose softmax is normalized at a time: they stay in a CPU's cache
 
 
 class TableHead(nn.Linear):
@@ -158,6 +158,6 @@ class FactorizedHead(nn.Module):
         right = low.gather(1, a[:, None])[:, 0]
         right = right + cross[torch.arange(len(ids), device=ids.device)[:, None], b[:, None],
                               columns].sum(1)  # fmt: skip
-        # In parts that stay in a processor's cache.
-        parts = [self.digits.log_sum(*p) for p in zip(low.split(PART), cross.split(PART))]
+        part = 64 * PART if x.is_cuda else PART
+        parts = [self.digits.log_sum(*p) for p in zip(low.split(part), cross.split(part))]
         return torch.cat(parts) - right

@@ -1,30 +1,35 @@
-"""One training loop for every model: schedule, EMA, log, checkpoints, resume, torchrun.
+"""One training loop for every model: schedule, EMA, log, checkpoints, resume, torchrun, windows.
 
-Everything random in a step is drawn from the step number (see :func:`step_generator`), so a run
-that was killed and started again takes the very steps it would have taken. Checkpoints are
-safetensors: nothing here pickles.
+A run lasts a number of steps, or a window of time (`minutes`): then the learning rate follows the
+clock, and the run ends by itself with weights that load. Everything random in a step is drawn from
+the step number (see :func:`step_generator`), so a run of a number of steps that was killed and
+started again takes the very steps it would have taken. Checkpoints are safetensors: nothing here
+pickles. On a GPU no step waits for the device: losses are read back every `LOG_EVERY` steps.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..errors import CheckpointError, VftError
 from ..files.atomic import check_place, replacing, write_bytes
 from ..files.tensor_files import Cast, write_safetensors
+from .optim import EMA, optimizers
+
+LOG_EVERY = 10  # steps
 
 
 @dataclass(frozen=True)
@@ -41,19 +46,28 @@ class Schedule:
     grad_clip: float = 1.0
     seed: int = 0
 
-    def scale(self, step: int) -> float:
-        """Learning rate at `step` as a share of the peak: linear warm-up, then cosine to 1 %."""
+    def progress(self, step: int) -> float:
+        """How much of a run of `steps` lies behind `step`, 0 to 1."""
+        return min(1.0, step / max(1, self.steps))
+
+    def scale(self, step: int, progress: float | None = None) -> float:
+        """Learning rate at `step` as a share of the peak: linear warm-up, then cosine to 1 % at
+        `progress` 1 (default: after `steps` steps)."""
         if step < self.warmup:
             return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        if progress is None:
+            progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class Task(nn.Module):
-    """What is trained: `forward(step, generator)` returns the losses of one step, "loss" first.
-    `data`: a mark of what it is trained on; a run goes on only with the same."""
+    """What is trained: `forward(step, generator, progress)` returns the losses of one step, "loss"
+    first. `generator` is on the task's device, `progress` (0 to 1) is how much of the run lies
+    behind. `data`: a mark of what it is trained on; a run goes on only with the same."""
 
     data: str = ""
+    exact: tuple[str, ...] = ()
+    """Parts of the names of weights that stay float32 in the forward pass."""
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The weights that Muon trains: matrices and kernels between hidden layers."""
@@ -63,72 +77,17 @@ class Task(nn.Module):
         """Draw a strip of pictures that shows how far training has come."""
 
 
-def step_generator(seed: int, step: int, rank: int = 0) -> torch.Generator:
+def step_generator(
+    seed: int, step: int, rank: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
     """The randomness of one step on one process: the same after any number of restarts."""
-    return torch.Generator().manual_seed(((seed * 1_000_003 + step) * 4_099 + rank) % (1 << 62))
+    number = ((seed * 1_000_003 + step) * 4_099 + rank) % (1 << 62)
+    return torch.Generator(device).manual_seed(number)
 
 
-class EMA:
-    """Exponential moving average of the weights, warmed up so that short runs are not stuck at
-    their initial values. Kept in float32 under the names of the state dict."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.weights = {k: v.detach().float().clone() for k, v in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        d = min(self.decay, (1 + step) / (10 + step))
-        for k, v in module.state_dict().items():
-            self.weights[k].lerp_(v.float(), 1 - d)
-
-
-_Muon: Any = getattr(torch.optim, "Muon", torch.optim.Optimizer)  # came with torch 2.9
-
-
-class MatrixMuon(_Muon):
-    """Muon (Keller Jordan 2024) over weights seen as matrices `[out, rest]`, so that convolution
-    kernels take part: on the small autoencoder it learns about twice as much a step as AdamW."""
-
-    def __init__(self, weights: list[nn.Parameter], lr: float, weight_decay: float) -> None:
-        if _Muon is torch.optim.Optimizer:
-            raise VftError(
-                f"this recipe trains with torch.optim.Muon: torch {torch.__version__} "
-                "has none; update to 2.9 or newer"
-            )
-        self.weights = weights
-        self.views = [nn.Parameter(w.detach().flatten(1)) for w in weights]  # same memory
-        super().__init__(
-            self.views, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for view, weight in zip(self.views, self.weights):
-            view.grad = None if weight.grad is None else weight.grad.flatten(1)
-        super().step()
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for tensor in (*self.views, *self.weights):
-            tensor.grad = None
-
-
-def optimizers(task: Task, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon for the task's hidden matrices where `matrix_lr` asks for it, AdamW for everything
-    else; vectors are not decayed."""
-    hidden = task.hidden_matrices() if schedule.matrix_lr else []
-    taken = {id(p) for p in hidden}
-    rest = [p for p in task.parameters() if p.requires_grad and id(p) not in taken]
-    groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": schedule.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    found: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=schedule.lr, betas=(0.9, 0.95))
-    ]
-    if hidden:
-        found.append(MatrixMuon(hidden, schedule.matrix_lr, schedule.weight_decay))
-    return found
+def host_rng(generator: torch.Generator) -> np.random.Generator:
+    """Random numbers for decisions on the host, drawn from the same seed: no wait for a device."""
+    return np.random.default_rng(generator.initial_seed())
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
@@ -144,65 +103,111 @@ def autocast_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+@dataclass(frozen=True)
+class Window:
+    """A run that lasts for a time: `minutes` from `began` (of time.monotonic) on. `start`: the
+    progress it begins with, above 0 where it goes on from weights that are trained already."""
+
+    minutes: float
+    began: float = field(default_factory=time.monotonic)
+    start: float = 0.0
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.began + 60 * self.minutes - time.monotonic()
+
+
 def train(
     task: Task, schedule: Schedule, out: Path, *, device: torch.device, every: float = 120.0,
-    stop_after: int | None = None,
-    dtype: torch.dtype | None = None,
+    stop_after: int | None = None, dtype: torch.dtype | None = None,
+    window: Window | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Run `schedule` to its end and return the EMA weights.
+    """Run `schedule` to its end, or as much of it as fits into `window`, and return the EMA
+    weights.
 
-    `out` receives `log.jsonl` (one line every ten steps), `checkpoint.safetensors` (at least
-    every `every` seconds) and sample strips. If a checkpoint is there, training goes on from it.
-    Under torchrun each process takes its own share of the randomness and gradients are averaged.
-    `dtype` is autocast's (float32: none; None: :func:`autocast_dtype`). `stop_after` ends the call
-    early, as a kill would, after that many steps of this call.
+    `out` receives `log.jsonl` (one line every ten steps), `checkpoint.safetensors` (weights and
+    their average) and `optimizer-STEP.safetensors` (at least every `every` seconds), and strips.
+    If a checkpoint is there, training goes on from it; a window that follows a finished run begins
+    in the middle of the schedule. Under torchrun each process takes its own share of the randomness
+    and gradients are averaged. Weights are cast to `dtype` for the forward and backward pass and
+    kept in float32 (None: :func:`autocast_dtype`). `stop_after` ends the call early, as a kill
+    would, after that many steps of this call.
     """
     rank, world = join_group(device)
     dtype = dtype or autocast_dtype(device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # few shapes, many steps
+        torch.set_float32_matmul_precision("high")
     recipe = repr((getattr(task, "recipe", None), schedule)) + task.data
     out.mkdir(parents=True, exist_ok=True)
     module = task.to(device).train()
     opts = optimizers(task, schedule)
     ema = EMA(module, schedule.ema)
-    spent, first = 0.0, 0
     checkpoint = out / "checkpoint.safetensors"
     if rank == 0:  # weights, their average, two moments; twice, as the old one stays meanwhile
         size = 4 * sum(v.nbytes for v in module.state_dict().values())
         check_place(checkpoint, size if checkpoint.exists() else 2 * size)
+    state = _State(0, 0.0, 0.0)
     if checkpoint.exists():
-        first, spent = _load(checkpoint, module, ema, opts, recipe)
-    forward: Callable[..., dict[str, Tensor]] = module
-    if world > 1:
-        forward = DistributedDataParallel(module, find_unused_parameters=True)
+        state = _load(checkpoint, module, ema, opts, recipe if window is None else None)
+        if window is not None:
+            over = state.progress >= 1
+            state = _State(0, state.seconds, 0.5) if over else state
+    first, spent = state.step, state.seconds
+    start = max(state.progress, 0.0 if window is None else window.start)
     log = _open_log(out / "log.jsonl", first) if rank == 0 else None
     began = saved = sampled = time.monotonic()
+    limit = None if window is None else max(1.0, window.left())
     bar = tqdm(
-        range(first, schedule.steps),
-        initial=first,
-        total=schedule.steps,
-        mininterval=1,
-        disable=rank > 0,
-    )
+        itertools.count(first) if window else range(first, schedule.steps),
+        initial=first, total=None if window else schedule.steps, mininterval=1, disable=rank > 0,
+    )  # fmt: skip
     smooth: dict[str, float] = {}
+    timed: tuple[int, float] | None = None  # a step, and when it was over
     for step in bar:
+        progress = schedule.progress(step)
+        if limit is not None:
+            progress = min(1.0, start + (1 - start) * (time.monotonic() - began) / limit)
         for opt in opts:
             for group in opt.param_groups:
-                group["lr"] = group.setdefault("peak", group["lr"]) * schedule.scale(step)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            losses = forward(step=step, generator=step_generator(schedule.seed, step, rank))
+                peak = group.setdefault("peak", group["lr"])
+                group["lr"] = peak * schedule.scale(step, None if limit is None else progress)
+        losses = _forward(module, dtype, step=step, progress=progress,
+                          generator=step_generator(schedule.seed, step, rank, device))  # fmt: skip
         losses["loss"].backward()
+        if world > 1:
+            _average_gradients(module, world)
         norm = nn.utils.clip_grad_norm_(module.parameters(), schedule.grad_clip)
         for opt in opts:
             opt.step()
             opt.zero_grad(set_to_none=True)
         ema.update(module, step)
-        now, last = time.monotonic(), step + 1 == schedule.steps
-        if log and (step % 10 == 0 or last):
+        now = time.monotonic()
+        last = step + 1 == schedule.steps if limit is None else now - began >= limit
+        if world > 1 and limit is not None:
+            last = _agree(last, device)
+        if step % LOG_EVERY == 0 or last:
             row = {k: float(v.detach()) for k, v in losses.items()} | {"grad": float(norm)}
+            now = time.monotonic()
+            if not math.isfinite(row["loss"]):
+                raise VftError(
+                    f"the loss is {row['loss']} at step {step}; {checkpoint} is the last good "
+                    "checkpoint: choose a lower learning rate or --dtype float32"
+                )
+            if limit is not None and step >= first + 2 * LOG_EVERY:
+                if timed is None:
+                    timed = step, now
+                elif step >= timed[0] + 2 * LOG_EVERY and timed[1] > 0 and rank == 0:
+                    each = (now - timed[1]) / (step - timed[0])
+                    total = step + int((limit - (now - began)) / each)
+                    bar.write(f"{each:.3f} s a step: {total:,} steps in {limit / 60:.1f} minutes")
+                    timed = step, 0.0  # said once
             smooth = {k: 0.9 * smooth.get(k, v) + 0.1 * v for k, v in row.items()}
-            seconds = round(spent + now - began, 1)
-            log.write(json.dumps({"step": step, "seconds": seconds, **row}) + "\n")
-            log.flush()
+            if log:
+                seconds = round(spent + now - began, 1)
+                row = {k: round(v, 6) for k, v in row.items()} | _busy(device)
+                log.write(json.dumps({"step": step, "seconds": seconds, **row}) + "\n")
+                log.flush()
             bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
         stopping = stop_after is not None and step + 1 - first >= stop_after
         # Before the checkpoint: a run killed between the two would never draw its last strip.
@@ -211,13 +216,55 @@ def train(
             module.train()
             sampled = time.monotonic()
         if rank == 0 and (last or stopping or now - saved > every):
-            _save(checkpoint, module, ema, opts, recipe, step + 1, spent + now - began)
+            done = _State(step + 1, spent + now - began, 1.0 if last else progress)
+            _save(checkpoint, module, ema, opts, recipe, done)
             saved = now
-        if stopping:
+        if stopping or last:
             break
     if log:
         log.close()
     return ema.weights
+
+
+def _forward(module: Task, dtype: torch.dtype, **inputs: Any) -> dict[str, Tensor]:
+    """One forward pass with the weights cast to `dtype`; gradients reach the float32 ones."""
+    if dtype == torch.float32:
+        return module(**inputs)
+    cast = {
+        k: p.to(dtype) for k, p in module.named_parameters()
+        if not any(part in k for part in module.exact)
+    }  # fmt: skip
+    return torch.func.functional_call(module, cast, kwargs=inputs)
+
+
+def _average_gradients(module: nn.Module, world: int) -> None:
+    """The mean of all processes' gradients; a weight without one counts as zero."""
+    grads = []
+    for p in module.parameters():
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            grads.append(p.grad)
+    flat = torch.cat([g.flatten() for g in grads])
+    torch.distributed.all_reduce(flat)
+    for g, part in zip(grads, (flat / world).split([g.numel() for g in grads])):
+        g.copy_(part.view_as(g))
+
+
+def _agree(last: bool, device: torch.device) -> bool:
+    """Whether any process says that the window is over: all end with the same step."""
+    flag = torch.tensor(float(last), device=device)
+    torch.distributed.all_reduce(flag)
+    return bool(flag > 0)
+
+
+def _busy(device: torch.device) -> dict[str, float]:
+    """How busy the card was in the last moment, where that can be asked: {"busy": percent}."""
+    if device.type != "cuda":
+        return {}
+    try:
+        return {"busy": float(torch.cuda.utilization(device))}
+    except (ImportError, RuntimeError):  # pynvml is not installed, or may not ask
+        return {}
 
 
 def join_group(device: torch.device) -> tuple[int, int]:
@@ -237,33 +284,60 @@ def _open_log(path: Path, first: int) -> IO[str]:
     return path.open("a", encoding="utf-8")
 
 
+@dataclass(frozen=True)
+class _State:
+    step: int
+    seconds: float
+    progress: float
+
+
 def _save(
-    path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer],
-    recipe: str, step: int, seconds: float,
+    path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer], recipe: str,
+    state: _State,
 ) -> None:  # fmt: skip
+    """Moments lie apart, in a file named after the step: a run that is killed between the two files
+    finds the moments of the checkpoint that is there."""
+    meta = {"step": state.step, "seconds": state.seconds, "progress": state.progress,
+            "recipe": recipe}  # fmt: skip
+    moments = {
+        f"opt.{i}.{p}.{k}": v
+        for i, opt in enumerate(opts)
+        for p, row in opt.state_dict()["state"].items()
+        for k, v in row.items() if isinstance(v, Tensor)
+    }  # fmt: skip
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.weights.items()}
-    for i, opt in enumerate(opts):
-        for p, state in opt.state_dict()["state"].items():
-            tensors |= {f"opt.{i}.{p}.{k}": v for k, v in state.items() if isinstance(v, Tensor)}
-    meta = {"step": step, "seconds": seconds, "recipe": recipe}
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with replacing(path) as tmp:
-        write_safetensors(tmp, Cast(tensors, None), {"train": json.dumps(meta)})
+    beside = _moments_of(path, state.step)
+    for place, content in ((beside, moments), (path, tensors)):
+        content = {k: v.detach().cpu().contiguous() for k, v in content.items()}
+        with replacing(place) as tmp:
+            write_safetensors(tmp, Cast(content, None), {"train": json.dumps(meta)})
+    for old in path.parent.glob("optimizer-*.safetensors"):
+        if old != beside:
+            old.unlink()
 
 
-def _load(
-    path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer], recipe: str
-) -> tuple[int, float]:
+def _moments_of(checkpoint: Path, step: int) -> Path:
+    return checkpoint.with_name(f"optimizer-{step:07d}.safetensors")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as f:
             meta = json.loads(f.metadata()["train"])
-            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
+            return meta, {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(
             f"{path} is not a training checkpoint ({e}); delete it to start again"
         ) from None
-    if meta.get("recipe") != recipe:
+
+
+def _load(
+    path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer],
+    recipe: str | None,
+) -> _State:  # fmt: skip
+    meta, tensors = _read(path)
+    if recipe is not None and meta.get("recipe") != recipe:
         raise CheckpointError(
             f"{path} belongs to another recipe ({meta.get('recipe')}); choose another --out or "
             "delete it to start again"
@@ -271,11 +345,13 @@ def _load(
     module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     for k, v in ema.weights.items():
         v.copy_(tensors[f"ema.{k}"])
+    beside = _moments_of(path, meta["step"])  # may be left out of what is carried elsewhere
+    moments = _read(beside)[1] if beside.exists() else {}
     for i, opt in enumerate(opts):
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
+        for key, value in moments.items():
             if key.startswith(f"opt.{i}."):
                 _, _, p, name = key.split(".", 3)
                 state.setdefault(int(p), {})[name] = value
         opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
-    return meta["step"], meta["seconds"]
+    return _State(meta["step"], meta["seconds"], meta.get("progress", 0.0))

@@ -32,13 +32,13 @@ class Preset:
 
 
 def _prior(
-    tokenizer: TokenizerConfig, *, width: int, head_dim: int, depth: int, text: int,
+    tokenizer: TokenizerConfig, *, registers: int, width: int, head_dim: int, depth: int, text: int,
     schedule: Schedule,
 ) -> PriorRecipe:  # fmt: skip
-    """`text`: width of the text encoder."""
+    """`registers`: that it writes of each latent frame; `text`: width of the text encoder."""
     config = PriorConfig(
         name=f"{tokenizer.name}-prior", tokenizer=tokenizer.name, depth=depth, width=width,
-        head_dim=head_dim, seq_len=tokenizer.latent_frames * tokenizer.registers, cond="both",
+        head_dim=head_dim, seq_len=tokenizer.latent_frames * registers, cond="both",
         vocab=tokenizer.vocab, latent_frames=tokenizer.latent_frames, classes=MOTIONS,
         ctx_dim=text, n_ctx_null=4, max_text_len=48, head_bias=True, embedding="factorized",
         fsq_levels=tokenizer.fsq_levels, size=tokenizer.size, fps=tokenizer.fps,
@@ -49,58 +49,66 @@ def _prior(
 
 
 def _preset(
-    name: str, *, size: int, registers: int, vae: VAEConfig, dim: int, head_dim: int,
-    encoder_depth: int, decoder_depth: int, kinds: int, patch: int, vae_schedule: Schedule,
-    schedule: Schedule, clips: int, crop: int, prior: dict[str, Any],
+    name: str, *, size: int, registers: int, vae: VAERecipe, encoder: TransformerConfig,
+    decoder: TransformerConfig, patches: tuple[int, int], schedule: Schedule, clips: int,
+    prior: dict[str, Any], ordered: bool = True, world_share: float = 0.4, groups: int = 4,
 ) -> Preset:  # fmt: skip
+    """`patches`: pixels of the latent a side of the encoder's and the decoder's patches. `ordered`:
+    registers of the encoder see only those before them."""
     grid = (5, size // 8, size // 8)
+    sizes = [(1, p, p) for p in patches]
+    tables = [PosembConfig(tuple(g // p for g, p in zip(grid, s))) for s in sizes]
+    mask = MaskConfig("time_block_causal_last" if ordered else "time_block_causal")
     config = TokenizerConfig(
-        name=name, size=size, registers=registers, vae=vae,
-        encoder=EncoderConfig(
-            TransformerConfig(dim, encoder_depth, head_dim), (1, patch, patch),
-            PosembConfig(grid), register_frames=5,
-        ),
+        name=name, size=size, registers=registers, vae=vae.config,
+        encoder=EncoderConfig(encoder, sizes[0], tables[0], register_frames=5, mask=mask),
         decoder=DecoderConfig(
-            TransformerConfig(dim, decoder_depth, head_dim, modulation_kinds=kinds),
-            (1, patch, patch), PosembConfig(grid), PosembConfig((5, registers)),
-            mask=MaskConfig("full"),
+            decoder, sizes[1], tables[1], PosembConfig((5, registers)), mask=MaskConfig("full"),
         ),
         sampling=SamplingDefaults(steps=10, guidance=1.0, apg=False),
     )  # fmt: skip
-    return Preset(
-        VAERecipe(vae, size, vae_schedule, crop=crop),
-        TokenizerRecipe(config, schedule, clips=clips),
-        _prior(config, **prior),
-    )
+    recipe = TokenizerRecipe(config, schedule, clips=clips, world_share=world_share, groups=groups)
+    return Preset(vae, recipe, _prior(config, **prior))
 
 
 PRESETS = {
     "nano": _preset(
-        "vft-nano", size=64, registers=16,
-        vae=VAEConfig(16, (1, 2, 4, 4), 1, 2, latent_channels=8), crop=32,
-        dim=256, head_dim=64, encoder_depth=3, decoder_depth=6, kinds=1, patch=2,
-        vae_schedule=Schedule(1800, 16, lr=1e-3, matrix_lr=4e-3, warmup=50, ema=0.998),
+        "vft-nano", size=64, registers=64,
+        vae=VAERecipe(
+            VAEConfig(16, (1, 2, 4, 4), 1, 2, latent_channels=16), 64,
+            Schedule(1800, 16, lr=1e-3, matrix_lr=4e-3, warmup=50, ema=0.998),
+        ),
+        encoder=TransformerConfig(256, 3), decoder=TransformerConfig(256, 6, modulation_kinds=1),
+        patches=(1, 1), clips=16_384,
         schedule=Schedule(3600, 24, lr=1e-3, matrix_lr=2e-3, warmup=60, ema=0.998),
-        clips=16_384,
-        prior={"width": 256, "head_dim": 64, "depth": 4, "text": 128, "schedule":
+        prior={"registers": 16, "width": 256, "head_dim": 64, "depth": 4, "text": 128, "schedule":
                Schedule(3000, 32, lr=2e-3, matrix_lr=4e-3, warmup=100, ema=0.998)},
     ),
     "small": _preset(
-        "vft-small", size=128, registers=64,
-        vae=VAEConfig(32, (1, 2, 4, 4), 2, 3, latent_channels=16), crop=64,
-        dim=512, head_dim=64, encoder_depth=8, decoder_depth=12, kinds=2, patch=2,
-        vae_schedule=Schedule(6000, 32, lr=1e-3, matrix_lr=4e-3, warmup=100, ema=0.999),
-        schedule=Schedule(20_000, 128, lr=1e-3, matrix_lr=2e-3, warmup=300, ema=0.9995),
-        clips=65_536,
-        prior={"width": 768, "head_dim": 64, "depth": 12, "text": 256, "schedule":
-               Schedule(20_000, 128, lr=1e-3, matrix_lr=2e-3, warmup=300, ema=0.9995)},
+        "vft-small", size=128, registers=128,
+        vae=VAERecipe(
+            VAEConfig(32, (1, 2, 3, 3), 1, 2, latent_channels=16), 128,
+            Schedule(6000, 96, lr=1e-3, matrix_lr=4e-3, warmup=50, ema=0.998),
+            crop=64, crop_frames=9, crop_share=0.65, clip_lengths=(17,), perceptual=0.1,
+        ),
+        # Widths of the MLPs in whole tiles of 64: 576 and 768.
+        encoder=TransformerConfig(256, 3, mlp_ratio=3.375),
+        decoder=TransformerConfig(320, 6, mlp_ratio=3.6, modulation_kinds=1),
+        patches=(2, 1), clips=40_960, ordered=False,
+        schedule=Schedule(6000, 128, lr=1.5e-3, matrix_lr=3e-3, warmup=60, ema=0.998),
+        prior={"registers": 32, "width": 256, "head_dim": 64, "depth": 4, "text": 96, "schedule":
+               Schedule(3000, 256, lr=2e-3, matrix_lr=4e-3, warmup=50, ema=0.995)},
     ),
     "tiny": _preset(
-        "vft-tiny", size=32, registers=8, vae=VAEConfig(8, (1, 1, 2, 2), 1, 1, 4), crop=16,
-        dim=32, head_dim=16, encoder_depth=2, decoder_depth=2, kinds=2, patch=2,
-        vae_schedule=Schedule(12, 2, lr=1e-3, matrix_lr=1e-3, warmup=2),
-        schedule=Schedule(12, 4, lr=1e-3, matrix_lr=1e-3, warmup=2), clips=64,
-        prior={"width": 32, "head_dim": 16, "depth": 2, "text": 16,
+        "vft-tiny", size=32, registers=8,
+        vae=VAERecipe(
+            VAEConfig(8, (1, 1, 2, 2), 1, 1, 4), 32,
+            Schedule(12, 2, lr=1e-3, matrix_lr=1e-3, warmup=2), crop=16,
+        ),
+        encoder=TransformerConfig(32, 2, 16),
+        decoder=TransformerConfig(32, 2, 16, modulation_kinds=2), patches=(2, 2), clips=64,
+        schedule=Schedule(12, 4, lr=1e-3, matrix_lr=1e-3, warmup=2),
+        prior={"registers": 8, "width": 32, "head_dim": 16, "depth": 2, "text": 16,
                "schedule": Schedule(12, 4, lr=1e-3, matrix_lr=1e-3, warmup=2)},
     ),
 }  # fmt: skip

@@ -25,8 +25,7 @@ from ..prior.prior import Prior, time_first
 from ..prior.text import split_words
 from ..tokenizer.tokenizer import Tokenizer
 from ..world import captions, world
-from .data import Window
-from .loop import Schedule, Task
+from .loop import Schedule, Task, host_rng
 from .plots import save_strip
 
 HELD_OUT = 32  # of so many clips, the last is kept for validation
@@ -71,19 +70,18 @@ class PriorTask(Task):
     """The network and its text encoder, on ids `[N,t,K]` and what each clip is."""
 
     def __init__(
-        self, recipe: PriorRecipe, tokenizer: Tokenizer, ids: Tensor,
-        sources: list[Window | int],
+        self, recipe: PriorRecipe, tokenizer: Tokenizer, ids: Tensor, seeds: list[int | None]
     ) -> None:  # fmt: skip
         super().__init__()
-        self.recipe, self.ids = recipe, ids
-        self.data = f" of ids {hashlib.sha256(ids.int().numpy().tobytes()).hexdigest()[:16]}"
+        self.recipe, self.ids = recipe, ids[:, :, : recipe.config.registers]
+        numbers = self.ids.int().contiguous().numpy().tobytes()
+        self.data = f" of ids {hashlib.sha256(numbers).hexdigest()[:16]}"
         self.frozen = (tokenizer.eval().requires_grad_(False),)  # in a tuple: not a submodule
         self.prior = Prior(recipe.config).bind(tokenizer)
         self.scenes = {
-            i: world.draw_scene(source) for i, source in enumerate(sources)
-            if isinstance(source, int)
-        }  # fmt: skip
-        kept = [i for i in range(len(sources)) if (i + 1) % HELD_OUT]
+            i: world.draw_scene(seed) for i, seed in enumerate(seeds) if seed is not None
+        }
+        kept = [i for i in range(len(seeds)) if (i + 1) % HELD_OUT]
         self.procedural = torch.tensor([i for i in kept if i in self.scenes])
         self.real = torch.tensor([i for i in kept if i not in self.scenes], dtype=torch.int64)
         self.held_out = sorted(self.scenes.keys() - set(kept))
@@ -102,18 +100,23 @@ class PriorTask(Task):
             raise VftError(f"--init: {other.name} and {mine.name} are not built alike")
         self.prior.load_state_dict(prior.state_dict())
 
+    exact = ("network.head.",)
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [p for n, p in self.named_parameters() if ".blocks." in n and p.ndim == 2]
 
-    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(
+        self, step: int, generator: torch.Generator, progress: float
+    ) -> dict[str, Tensor]:  # fmt: skip
         r = self.recipe
         count = r.schedule.batch
-        seed = int(torch.randint(1 << 62, (), generator=generator))
-        torch.manual_seed(seed)  # of dropout: a resumed run takes the very same steps
-        rng = np.random.default_rng(seed)
+        torch.manual_seed(
+            generator.initial_seed()
+        )  # of dropout: a resumed run takes the same steps
+        rng = host_rng(generator)
         real = int(rng.binomial(count, r.real_share)) if len(self.real) else 0
         chosen = [
-            pool[torch.randint(len(pool), (n,), generator=generator)]
+            pool[torch.from_numpy(rng.integers(len(pool), size=n))]
             for pool, n in ((self.procedural, count - real), (self.real, real)) if n
         ]  # fmt: skip
         index = torch.cat(chosen)
@@ -121,7 +124,7 @@ class PriorTask(Task):
         budget = r.config.registers
         if rng.random() < r.short_share:
             budget = max(1, budget // int(rng.choice((2, 4))))
-        bits = self.bits(index, list(texts), torch.tensor(classes), budget, forget=generator)
+        bits = self.bits(index, list(texts), torch.tensor(classes), budget, forget=rng)
         out = {"loss": bits.mean() * math.log(2)} | _by_register(bits)
         if real:
             out["real"] = bits[-real:].detach().mean()
@@ -129,7 +132,7 @@ class PriorTask(Task):
 
     def bits(
         self, index: Tensor, texts: list[str], classes: Tensor, budget: int | None = None,
-        forget: torch.Generator | None = None,
+        forget: np.random.Generator | None = None,
     ) -> Tensor:  # fmt: skip
         """-log2 p of the ids of clips `index` `[B]` -> `[B,budget,t]` (default: K), in bits."""
         network, c = self.prior.network, self.prior.config
@@ -137,7 +140,7 @@ class PriorTask(Task):
         flat = time_first(self.ids[index, :, :budget].long()).to(device)
         assert self.prior.text is not None
         words = sum(len(split_words(t)) for t in texts)
-        uniform = None if forget is None else torch.rand(words, generator=forget)
+        uniform = None if forget is None else torch.from_numpy(forget.random(words, np.float32))
         states, mask = self.prior.text(texts, forget=uniform, rows=c.n_ctx_null)
         condition = network.condition(len(flat), classes, states, mask)
         hidden = network.trunk(network.inputs(flat[:, :-1], condition), condition)
@@ -166,11 +169,13 @@ class PriorTask(Task):
     def samples(self, out: Path, step: int) -> None:
         """Bits on held-out clips, and a strip of generated ones."""
         self.eval()
+        if not self.held_out:
+            return
         none = len(self.recipe.config.classes)
         row: dict[str, float] = {"step": step}
         for name in ("caption", "class", "null"):
             parts = []
-            for part in torch.tensor(self.held_out[:512]).split(32):
+            for part in torch.tensor(self.held_out[:512], dtype=torch.int64).split(32):
                 scenes = [self.scenes[int(i)] for i in part]
                 texts = [s.caption() if name == "caption" else "" for s in scenes]
                 classes = [

@@ -1,17 +1,13 @@
 """Training encoder, quantizer and flow decoder end to end on latents of a finished autoencoder.
 
 The loss is the mean square error of the velocity (rectified flow). Nested dropout makes the tokens
-coarse to fine: each clip of a batch keeps a random power of two of its registers, so whatever
-helps most must go first.
-
-On procedural clips the main object's cells count more, and `alignment.py` holds tokens and decoder
-to what is known of the clip.
+coarse to fine: each group of clips of a batch keeps a random power of two of its registers, so
+whatever helps most must go first. A layer of the decoder is aligned with features of a frozen image
+network (REPA, arXiv 2410.06940). Nothing tells the tokens what a clip shows.
 """
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,29 +15,31 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
-from ..files.atomic import check_space, write_bytes
+from ..files.atomic import write_bytes
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
-from .alignment import Alignment
-from .data import RealClips, Window, draw_sources, training_clips
-from .loop import Schedule, Task, autocast_dtype, step_generator
+from .dataset import Latents
+from .loop import Schedule, Task, host_rng
+from .places import start_registers_at_places
 from .plots import save_strip
 
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """`clips`: how many clips are rendered and encoded once, to train on. Timesteps are
+    """`clips`: how many clips are drawn and encoded once, to train on, a `world_share` of them
+    procedural. Every batch is cut into `groups`, each with a budget of its own. Timesteps are
     logit-normal (Esser et al. 2024, arXiv 2403.03206) with standard deviation `timestep_std` and a
     mean that moves from the first of `timestep_means` to the second: near t = 1 only the tokens
     tell the decoder anything, so there the encoder learns what to say; later the decoder learns
     the rest. `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose
-    first latent frame is given. `object_weight`: how much more the main object's cells count;
-    `outline_weight`, `said_weight`, `shown_weight`: of the losses of alignment.py.
+    first latent frame is given. `align_weight`: of the alignment with image features, in the
+    decoder's block `align_depth` (a share of its depth).
     `freeze_encoder`: the flow decoder alone is trained, so the ids stay what they are, and priors
     on them with them; every second clip then has some of its codes, up to `swap_share`, from
     another clip: a prior's ids do not agree with each other as well as a clip's own."""
@@ -49,89 +47,59 @@ class TokenizerRecipe:
     config: TokenizerConfig
     schedule: Schedule
     clips: int = 16_384
-    real_share: float = 0.2
+    world_share: float = 0.4
+    groups: int = 4
     timestep_means: tuple[float, float] = (2.5, 0.5)
     timestep_std: float = 1.0
     null_share: float = 0.1
     prefix_share: float = 0.25
-    object_weight: float = 6.0
-    outline_weight: float = 3.0
-    said_weight: float = 0.5
-    shown_weight: float = 0.1
+    align_weight: float = 0.5
+    align_depth: float = 0.4
     freeze_encoder: bool = False
     swap_share: float = 0.3
 
 
-BLOCK = 64  # clips that are drawn from one number
+class Alignment(nn.Module):
+    """Hidden patches of a decoder block -> features of the frames that they stand for."""
 
+    def __init__(self, dim: int, channels: int) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, channels))
 
-def dataset_sources(
-    recipe: TokenizerRecipe, real: RealClips | None, clips: int
-) -> list[Window | int]:
-    """What each clip of :func:`encode_dataset`'s file is: the same draws, nothing rendered."""
-    c = recipe.config
-    sources: list[Window | int] = []
-    for start in range(0, clips // BLOCK * BLOCK, BLOCK):
-        generator = step_generator(recipe.schedule.seed + 1, start)
-        sources += draw_sources(generator, BLOCK, c.chunk_frames, c.size, real, recipe.real_share)
-    return sources
-
-
-@torch.inference_mode()
-def encode_dataset(
-    recipe: TokenizerRecipe, vae: VideoAutoencoder, real: RealClips | None, path: Path,
-    device: torch.device, dtype: torch.dtype | None = None,
-) -> Tensor:  # fmt: skip
-    """Latents `[clips, C,t,h,w]` float16, kept in `path` (raw, memory-mapped). Goes on where it
-    stopped; a larger number of clips extends the file. `dtype` as in `loop.train`."""
-    c = recipe.config
-    dtype = dtype or autocast_dtype(device)
-    shape = (recipe.clips // BLOCK * BLOCK, *c.latent_shape)
-    count = torch.Size(shape).numel()
-    _reserve(path, 2 * count)
-    data = torch.from_file(str(path), shared=True, size=count, dtype=torch.float16).view(shape)
-    progress = path.with_suffix(".done")
-    done = int(progress.read_text()) if progress.exists() else 0
-    for start in tqdm(range(done, shape[0], BLOCK), desc="encoding clips", mininterval=1):
-        generator = step_generator(recipe.schedule.seed + 1, start)
-        clips = training_clips(generator, BLOCK, c.chunk_frames, c.size, real, recipe.real_share)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            for i in range(0, BLOCK, 16):
-                latents = vae.encode(clips[i : i + 16].to(device))
-                data[start + i : start + i + 16] = latents.half().cpu()
-        write_bytes(progress, str(start + BLOCK).encode())
-    return data
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Grow the file to `size` bytes, on the disk: where that is full, writing to a mapped file that
-    is not all there ends the process. (torch.from_file, left to grow a file, writes a zero over
-    its first byte.) VftError if there is no room."""
-    with path.open("ab") as f:
-        size = max(size, f.tell())
-        check_space(path.parent, size - f.tell(), str(path))
-        f.truncate(size)
-    with path.open("rb+") as f, suppress(AttributeError):  # Windows and macOS have no such call
-        os.posix_fallocate(f.fileno(), 0, size)
+    def forward(self, hidden: Tensor, features: Tensor) -> Tensor:
+        """hidden `[B,t,h,w,d]`, features `[B,t,F,g,g]` -> 1 - cosine, mean over the clip `[B]`."""
+        x = hidden.flatten(0, 1).permute(0, 3, 1, 2)  # (B·t, d, h, w)
+        x = F.adaptive_avg_pool2d(x, features.shape[-1]).permute(0, 2, 3, 1)
+        wanted = features.flatten(0, 1).permute(0, 2, 3, 1).float()
+        missed = 1 - F.cosine_similarity(self.project(x).float(), wanted, dim=-1)
+        return missed.view(len(features), -1).mean(1)
 
 
 class TokenizerTask(Task):
     """Everything of the tokenizer but the autoencoder."""
 
-    def __init__(
-        self, recipe: TokenizerRecipe, vae: VideoAutoencoder, latents: Tensor,
-        sources: list[Window | int],
-    ) -> None:  # fmt: skip
+    def __init__(self, recipe: TokenizerRecipe, vae: VideoAutoencoder, data: Latents) -> None:
         super().__init__()
-        self.recipe, self.latents = recipe, latents
+        self.recipe, self.given = recipe, data
         self.ids: Tensor | None = None  # of all clips, where the encoder is frozen
         tokenizer = Tokenizer(recipe.config)
         self.encoder, self.decoder = tokenizer.encoder, tokenizer.decoder
         self.fsq = tokenizer.fsq
         self.frozen = (vae.eval().requires_grad_(False),)  # in a tuple: not a submodule
-        self.alignment = Alignment(recipe.config, sources)
+        self.alignment: Alignment | None = None
+        if data.features is not None and recipe.align_weight:
+            trunk = recipe.config.decoder.trunk
+            self.alignment = Alignment(trunk.dim, data.features.shape[2])
+            self.mean, self.std = _statistics(data.features)
+            block = self.decoder.trunk.blocks[int(recipe.align_depth * trunk.depth)]
+            block.register_forward_hook(self._note)
+        self.noted: list[Tensor] = []
         _initialize(self)
         self.encoder.requires_grad_(not recipe.freeze_encoder)
+
+    def _note(self, block: nn.Module, inputs: object, output: Tensor) -> None:
+        if self.training:
+            self.noted.append(output)
 
     def start_from(self, tokenizer: Tokenizer, cache: Path) -> None:
         """Take the weights of a trained tokenizer; the autoencoder must be the same one. `cache`
@@ -144,12 +112,12 @@ class TokenizerTask(Task):
             other.fsq_levels,
         ):
             raise VftError(f"--init: {other.name} and {mine.name} are not built alike")
-        if any(not torch.equal(v.half(), given[k].half()) for k, v in frozen.items()):
+        if any(not torch.equal(v.half(), given[k].to(v).half()) for k, v in frozen.items()):
             raise VftError(f"--init: {other.name} has another autoencoder than this run")
         self.encoder.load_state_dict(tokenizer.encoder.state_dict())
         self.decoder.load_state_dict(tokenizer.decoder.state_dict())
         if self.recipe.freeze_encoder:
-            self.ids = encode_ids(tokenizer, self.latents, cache).long()
+            self.ids = encode_ids(tokenizer, self.given.latents, cache).long()
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [
@@ -157,81 +125,116 @@ class TokenizerTask(Task):
             if ".blocks." in n and p.ndim == 2 and "modulation" not in n and p.requires_grad
         ]  # fmt: skip
 
-    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        r, c, align = self.recipe, self.recipe.config, self.alignment
-        b, device = r.schedule.batch, self.encoder.registers.device
-        _, frames, h, w = c.latent_shape
-        index = torch.randint(len(self.latents), (b,), generator=generator)
-        clean = self.latents[index].float().to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
+    def forward(
+        self, step: int, generator: torch.Generator, progress: float
+    ) -> dict[str, Tensor]:  # fmt: skip
+        r, device = self.recipe, self.encoder.registers.device
+        b, rng = r.schedule.batch, host_rng(generator)
+        data = self.given.latents
+        index = torch.randint(len(data), (b,), generator=generator, device=device)
+        place = index.to(data.device)
+        clean = data[place].to(device).float()
+        noise = torch.randn(clean.shape, generator=generator, device=device)
         begin, end = r.timestep_means
-        mean = begin + (end - begin) * min(1.0, step / r.schedule.steps)
-        timestep = torch.sigmoid(mean + r.timestep_std * torch.randn(b, generator=generator)).to(
-            device
-        )
-        keep = _budgets(c.registers, b, generator).to(device)
-        null = (torch.rand(b, generator=generator) < r.null_share).to(device)
-        prefix = (torch.rand(b, generator=generator) < r.prefix_share).long().to(device)
-
+        spread = torch.randn(b, generator=generator, device=device)
+        timestep = torch.sigmoid(begin + (end - begin) * progress + r.timestep_std * spread)
+        null = torch.rand(b, generator=generator, device=device) < r.null_share
+        prefix = (torch.rand(b, generator=generator, device=device) < r.prefix_share).long()
         if self.ids is None:
-            codes = self.fsq.quantize(self.encoder(clean))
+            codes = self.fsq.quantize(self.encoder(clean.to(self.encoder.registers.dtype)))
         else:
-            codes = self.fsq.codes(_swapped(self.ids[index], r.swap_share, generator)).to(device)
-        registers = self.decoder.prepare(codes, keep, prefix, null)
+            codes = self.fsq.codes(self._swapped(self.ids[place].to(device), generator))
+        missed, out = [], {}
+        for keep, part in zip(_budgets(r, rng), torch.arange(b).chunk(r.groups)):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            error = self._error(
+                clean[rows], noise[rows], timestep[rows], codes[rows], keep, null[rows],
+                prefix[rows],
+            )  # fmt: skip
+            missed.append(error)
+            out[f"k{keep}"] = error.detach().mean()
+        each = torch.cat(missed)
+        loss = each.mean()
+        out["flow"] = each.detach().mean()
+        if self.alignment is not None and self.given.features is not None:
+            p, (t, h, w) = self.decoder.patch_size, self.recipe.config.latent_shape[1:]
+            grid = (t // p[0], h // p[1], w // p[2])
+            patches = grid[1] * grid[2]
+            hidden = torch.cat([n[:, :, :patches] for n in self.noted]).unflatten(2, grid[1:])
+            self.noted.clear()
+            features = (self.given.features[place].to(device) - self.mean) / self.std
+            align = self.alignment(hidden, features).mean()
+            loss, out["align"] = loss + r.align_weight * align, align.detach()
+        return {"loss": loss} | out
+
+    def _error(
+        self, clean: Tensor, noise: Tensor, timestep: Tensor, codes: Tensor, keep: int,
+        null: Tensor, prefix: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Mean square error of the velocity of clips that keep `keep` registers: `[B]`."""
+        budget = torch.full_like(prefix, keep)
+        registers, weight = self.decoder.merge(
+            self.decoder.prepare(codes, budget, prefix, null), keep
+        )
         t = timestep[:, None, None, None, None]
-        given = torch.arange(frames, device=device) < prefix[:, None]  # (B, t)
+        given = torch.arange(clean.shape[2], device=clean.device) < prefix[:, None]  # (B, t)
         given = given[:, None, :, None, None]
         noisy = torch.where(given, clean, (1 - t) * clean + t * noise)
         modulation = self.decoder.modulate(timestep, registers.dtype)
-        hidden = self.decoder.hidden(noisy, modulation, registers)
-        error = (self.decoder.velocity(hidden, modulation) - (noise - clean)) ** 2
+        velocity = self.decoder(noisy, modulation, registers, weight)
         # Given frames carry no loss; every clip counts the same however many it has.
-        touched = align.touched(index, h, w, device)
-        weight = (~given * (1 + r.object_weight * touched)).expand_as(error)
-        each = (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1)
-        outline = align.outline_loss(hidden, index)
-        shown = align.shown_losses(hidden, index)
-        said = {} if r.freeze_encoder else align.said_losses(codes, keep, index)
-        loss = each.mean() + r.outline_weight * outline
-        loss = loss + r.shown_weight * sum(shown.values()) + r.said_weight * sum(said.values())
-        out = {"loss": loss, "outline": outline.detach()}
-        out |= {f"shown {name}": value.detach() for name, value in shown.items()}
-        out |= {f"said {name}": value.detach() for name, value in said.items()}
-        for k in (1, c.registers):
-            chosen = (keep == k) & ~null
-            if chosen.any():
-                out[f"k{k}"] = each[chosen].detach().mean()
-        return out
+        share = (~given).float().mean((1, 2, 3, 4))
+        return ((velocity - (noise - clean)) ** 2 * ~given).flatten(1).mean(1) / share
 
-    @torch.inference_mode()
+    def _swapped(self, ids: Tensor, generator: torch.Generator) -> Tensor:
+        """Ids `[B,t,K]`, in every second clip some of them, up to a share, its neighbour's."""
+        shape = (len(ids), 1, 1)
+        rate = 2 * torch.rand(shape, generator=generator, device=ids.device) - 1
+        drawn = torch.rand(ids.shape, generator=generator, device=ids.device)
+        return torch.where(drawn < self.recipe.swap_share * rate, ids.roll(1, 0), ids)
+
+    @torch.no_grad()
     def samples(self, out: Path, step: int) -> None:
-        """Four training clips: the autoencoder's picture, then decoded at 1, K/4 and K tokens."""
-        tokenizer = Tokenizer(self.recipe.config).to(self.encoder.registers.device)
+        """Four training clips: the autoencoder's picture, then decoded at 1, K/8 and K tokens."""
+        device = self.encoder.registers.device
+        tokenizer = Tokenizer(self.recipe.config).to(device)
         tokenizer.vae = self.frozen[0]
-        tokenizer.encoder, tokenizer.decoder = self.encoder.eval(), self.decoder.eval()
-        latents = self.latents[:: len(self.latents) // 4][:4].float()
-        ids = tokenizer.fsq.ids(self.encoder(latents.to(tokenizer.device)))
+        tokenizer.encoder, tokenizer.decoder = self.encoder, self.decoder
+        tokenizer.eval()
+        latents = self.given.latents[:: max(1, len(self.given) // 4)][:4].float()
+        ids = tokenizer.fsq.ids(self.encoder(latents.to(device)))
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-        videos = [tokenizer.vae.decode(latents.to(tokenizer.device))]
-        for k in (1, self.recipe.config.registers // 4, self.recipe.config.registers):
-            sampled = tokenizer.sample_latents(ids[:, :, :k], noise, Sampling(20, 1.0))
+        videos = [tokenizer.vae.decode(latents.to(device))]
+        registers = self.recipe.config.registers
+        for k in (1, max(1, registers // 8), registers):
+            sampled = tokenizer.sample_latents(ids[:, :, :k], noise, Sampling(8, 1.0))
             videos.append(tokenizer.vae.decode(sampled))
         strip = [v.cpu() for clip in zip(*videos) for v in clip]
         save_strip(out / f"samples-{step:06d}.png", strip)
 
 
-def encode_ids(tokenizer: Tokenizer, latents: Tensor, cache: Path) -> Tensor:
-    """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` int32, kept in `cache` for this tokenizer."""
+def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, `[F,1,1]`, over some of the clips."""
+    some = features[:: max(1, len(features) // 1024)].float()
+    return (some.mean((0, 1, 3, 4))[:, None, None],
+            some.std((0, 1, 3, 4)).clamp_min(1e-4)[:, None, None])  # fmt: skip
+
+
+def encode_ids(tokenizer: Tokenizer, latents: Tensor, cache: Path | None) -> Tensor:
+    """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` int32 on the CPU, kept in `cache` (if any) for this
+    tokenizer."""
     wanted = {"fingerprint": tokenizer.fingerprint, "clips": str(len(latents))}
-    try:
-        with safe_open(cache, "pt") as f:
-            if f.metadata() == wanted:
-                return f.get_tensor("ids")
-    except (OSError, SafetensorError):
-        pass
+    if cache is not None:
+        try:
+            with safe_open(cache, "pt") as f:
+                if f.metadata() == wanted:
+                    return f.get_tensor("ids")
+        except (OSError, SafetensorError):
+            pass
     ids = ids_of_latents(tokenizer, latents).int()
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(cache, save({"ids": ids}, wanted))
+    if cache is not None:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(cache, save({"ids": ids}, wanted))
     return ids
 
 
@@ -245,18 +248,15 @@ def ids_of_latents(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _swapped(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Ids `[B,t,K]`, in every second clip some of them, up to `share`, those of its neighbour."""
-    rate = share * (2 * torch.rand(len(ids), 1, 1, generator=generator) - 1)
-    return torch.where(torch.rand(ids.shape, generator=generator) < rate, ids.roll(1, 0), ids)
+def _budgets(recipe: TokenizerRecipe, rng: object) -> list[int]:
+    """One budget for each group: powers of two k up to all registers, drawn in proportion to
+    sqrt(k): late tokens are rarely kept, so they learn slowest."""
+    import numpy as np
 
-
-def _budgets(registers: int, batch: int, generator: torch.Generator) -> Tensor:
-    """Budgets `[B]`: powers of two k up to `registers`, drawn in proportion to sqrt(k): late tokens
-    are rarely kept, so they learn slowest."""
-    powers = torch.tensor([k for k in (1 << i for i in range(20)) if k <= registers])
-    drawn = torch.multinomial(powers.float().sqrt(), batch, replacement=True, generator=generator)
-    return powers[drawn]
+    assert isinstance(rng, np.random.Generator)
+    powers = np.array([1 << i for i in range(20) if 1 << i <= recipe.config.registers])
+    share = np.sqrt(powers)
+    return [int(k) for k in rng.choice(powers, recipe.groups, p=share / share.sum())]
 
 
 @torch.no_grad()
@@ -270,6 +270,7 @@ def _initialize(task: TokenizerTask) -> None:
             nn.init.normal_(p, mean=float(p.mean().round()), std=0.5)  # products start around 1
         if name.endswith(("registers", "_mask", "null")):
             nn.init.normal_(p, std=1.0)
+    start_registers_at_places(task.encoder, task.decoder)
     for name, p in task.named_parameters():
         if "modulation" in name or name.startswith("decoder.head."):
             nn.init.zeros_(p)

@@ -1,4 +1,4 @@
-"""Training the video autoencoder: L1 on pixels and a light KL, small crops first."""
+"""Training the video autoencoder: L1 on pixels, a perceptual term and a light KL; crops first."""
 
 from __future__ import annotations
 
@@ -11,68 +11,96 @@ from torch.nn import functional as F
 
 from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import VAEConfig
-from .data import RealClips, training_clips
-from .loop import Schedule, Task
+from ..footage.footage import Footage
+from .features import FrozenFeatures
+from .loop import Schedule, Task, host_rng
 from .plots import save_strip
 
 
 @dataclass(frozen=True)
 class VAERecipe:
-    """For the first `crop_share` of the steps the batch is of five-frame clips cropped to `crop`
-    px: four times as many different pictures for the same work. After that come whole pictures,
-    of `clip_lengths` frames in turn and as many clips as cost about the same."""
+    """For the first `crop_share` of the run the batch is of `crop_frames` frames cropped to `crop`
+    px: many more different pictures for the same work. After that come whole pictures, of
+    `clip_lengths` frames in turn and as many clips as cost about the same. `perceptual`: weight of
+    the distance between features of `judged` frames of each clip (0: none)."""
 
     config: VAEConfig
     size: int
     schedule: Schedule
     crop: int = 32
+    crop_frames: int = 5
     crop_share: float = 0.6
     clip_lengths: tuple[int, ...] = (5, 9, 17)
-    real_share: float = 0.5
+    world_share: float = 0.25
     kl: float = 3e-5
+    perceptual: float = 0.0
+    judged: int = 2
 
 
 class VAETask(Task):
-    def __init__(self, recipe: VAERecipe, real: RealClips | None) -> None:
+    def __init__(
+        self, recipe: VAERecipe, footage: Footage, features: FrozenFeatures | None = None
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.recipe, self.real = recipe, real
+        self.recipe, self.footage = recipe, footage
         self.vae = VideoAutoencoder(recipe.config)
+        self.features = (features,)  # in a tuple: not a submodule
         _initialize(self.vae)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [p for p in self.parameters() if p.ndim >= 2 and min(len(p), p[0].numel()) >= 8]
 
-    def forward(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def forward(
+        self, step: int, generator: torch.Generator, progress: float
+    ) -> dict[str, Tensor]:  # fmt: skip
         r = self.recipe
-        small = step < r.crop_share * r.schedule.steps
-        frames = 5 if small else r.clip_lengths[step % len(r.clip_lengths)]
-        pixels = 8 * r.crop**2 * r.schedule.batch  # three frames are put in front of each clip
+        small = progress < r.crop_share
+        frames = r.crop_frames if small else r.clip_lengths[step % len(r.clip_lengths)]
+        # Three frames are put in front of each clip.
+        pixels = (r.crop_frames + 3) * r.crop**2 * r.schedule.batch
         batch = r.schedule.batch if small else max(1, round(pixels / (frames + 3) / r.size**2))
-        device = next(self.parameters()).device
-        x = training_clips(generator, batch, frames, r.size, self.real, r.real_share)
-        if small:
-            top, left = (
-                int(torch.randint(r.size - r.crop + 1, (), generator=generator)) for _ in "yx"
-            )
-            x = x[..., top : top + r.crop, left : left + r.crop]
-        x = x.to(device)
-        mean, logvar = self.vae.moments(x)
+        x = self.footage.draw(
+            generator, batch, frames, r.size, r.world_share, r.crop if small else None
+        )
+        weight = self.vae.encoder.conv_in.conv.weight
+        mean, logvar = self.vae.moments(x.to(weight.dtype))
         mean, logvar = mean.float(), logvar.float().clamp(-20, 10)
-        noise = torch.randn(mean.shape, generator=generator).to(device)
-        y = self.vae.decode(mean + noise * (0.5 * logvar).exp()).float()
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        latents = mean + noise * (0.5 * logvar).exp()
+        y = self.vae.decode(latents.to(weight.dtype)).float()
         l1 = F.l1_loss(y, x)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         loss = l1 + r.kl * kl
-        psnr = 10 * torch.log10(4 / F.mse_loss(y.clamp(-1, 1), x))
-        return {"loss": loss, "l1": l1.detach(), "kl": kl.detach(), "psnr": psnr.detach()}
+        out = {"l1": l1.detach(), "kl": kl.detach()}
+        if self.features[0] is not None and r.perceptual:
+            chosen = host_rng(generator).choice(frames, min(frames, r.judged), replace=False)
+            pair = [v[:, :, chosen].transpose(1, 2).flatten(0, 1).to(weight.dtype) for v in (y, x)]
+            seen = feature_distance(self.features[0], *pair)
+            loss, out["seen"] = loss + r.perceptual * seen, seen.detach()
+        with torch.no_grad():
+            each = ((y.clamp(-1, 1) - x) ** 2).flatten(1).mean(1)
+            out["psnr"] = (10 * torch.log10(4 / each)).mean()
+        return {"loss": loss} | out
 
     @torch.no_grad()
     def samples(self, out: Path, step: int) -> None:
-        """Four held-back clips above their reconstructions."""
-        generator = torch.Generator().manual_seed(1)
-        x = training_clips(generator, 4, 17, self.recipe.size, self.real, self.recipe.real_share)
-        y = self.vae.eval().decode(self.vae.encode(x.to(next(self.parameters()).device)))
-        save_strip(out / f"samples-{step:06d}.png", [v for p in zip(x, y.cpu()) for v in p])
+        """Four clips above their reconstructions."""
+        r, weight = self.recipe, self.vae.encoder.conv_in.conv.weight
+        generator = torch.Generator(weight.device).manual_seed(1)
+        x = self.footage.draw(generator, 4, 17, r.size, 0.25)
+        y = self.vae.eval().decode(self.vae.encode(x))
+        save_strip(out / f"samples-{step:06d}.png", [v for p in zip(x.cpu(), y.cpu()) for v in p])
+
+
+def feature_distance(features: FrozenFeatures, a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared distance between the features of frames `[N,3,H,W]`, each position's vector
+    scaled to unit length, mean over the strides (after LPIPS, Zhang et al. 2018, without its
+    learned weights). `b` takes no gradient."""
+    with torch.no_grad():
+        wanted = [F.normalize(m.float(), dim=1) for m in features(b)]
+    found = [F.normalize(m.float(), dim=1) for m in features(a)]
+    parts = [((p - q) ** 2).sum(1).mean() for p, q in zip(found, wanted)]
+    return torch.stack(parts).mean()
 
 
 @torch.no_grad()
@@ -97,7 +125,8 @@ def fold_latent_scale(vae: VideoAutoencoder, clips: Tensor) -> Tensor:
     Flow matching wants data of about the noise's size; a scale in the weights needs no extra
     number in the config.
     """
-    scale = vae.encode(clips).transpose(0, 1).flatten(1).std(1)  # (C,)
+    latents = torch.cat([vae.encode(part) for part in clips.split(4)])
+    scale = latents.transpose(0, 1).flatten(1).std(1)  # (C,)
     c = len(scale)
     last, first = vae.encoder.conv_out.conv, vae.decoder.conv_in.conv
     last.weight[:c] /= scale[:, None, None, None, None]

@@ -82,9 +82,11 @@ class Block(nn.Module):
             counts = (layout.patches, layout.registers)
             m = torch.cat([m[:, i : i + 1].expand(-1, k, -1, -1) for i, k in enumerate(counts)], 1)
         gate_a, gate_m, shift_a, scale_a, shift_m, scale_m = m.unsqueeze(1).unbind(-2)
-        h = norm(x) * (1 + scale_a) + shift_a  # modulation is the same for all frames: (B, 1, n, d)
-        x = x + gate_a * self.attention(h.flatten(1, 2), layout).view_as(x)
-        return x + gate_m * self.mlp(norm(x) * (1 + scale_m) + shift_m)
+        # Modulation is the same for all frames: (B, 1, n, d).
+        h = torch.addcmul(shift_a, norm(x), 1 + scale_a)
+        x = torch.addcmul(x, gate_a, self.attention(h.flatten(1, 2), layout).view_as(x))
+        h = torch.addcmul(shift_m, norm(x), 1 + scale_m)
+        return torch.addcmul(x, gate_m, self.mlp(h))
 
 
 class Transformer(nn.Module):

@@ -1,0 +1,208 @@
+"""A training run, stage by stage: autoencoder, tokenizer, prior. Each leaves a file that loads."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..autoencoder.vae import VideoAutoencoder
+from ..checkpoints.checkpoint import load_vae, save_prior, save_tokenizer, save_vae
+from ..errors import VftError
+from ..footage.footage import Footage
+from ..footage.worlds import Worlds
+from ..models.loading import load_prior, load_tokenizer
+from ..tokenizer.tokenizer import Tokenizer
+from .dataset import Latents, encode_dataset, world_count
+from .features import FrozenFeatures
+from .loop import Window, autocast_dtype, join_group, train
+from .presets import Preset
+from .prior import PriorTask
+from .tokenizer import TokenizerTask, encode_ids
+from .vae import VAETask, fold_latent_scale
+
+FIRST_SEED = 1_000_000  # worlds below are held out
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all stages share. `dtype`: of the forward and backward pass (None: what `device` is fast
+    at). `every`: seconds between checkpoints; `stop_after`: steps, as a kill would. `features`:
+    a frozen image network, for the perceptual term and the alignment (None: without)."""
+
+    preset: Preset
+    footage: Footage
+    out: Path
+    device: torch.device
+    dtype: torch.dtype | None = None
+    every: float = 120.0
+    stop_after: int | None = None
+    features: FrozenFeatures | None = None
+
+    @property
+    def precision(self) -> torch.dtype:
+        return self.dtype or autocast_dtype(self.device)
+
+    def frozen_features(self) -> FrozenFeatures | None:
+        """On the device, in the run's number format."""
+        return None if self.features is None else self.features.to(self.device, self.precision)
+
+
+def draw_worlds(preset: Preset, processes: int, alone: bool = False) -> Worlds | None:
+    """The procedural clips that a run trains on (`alone`: it trains on nothing else), begun to be
+    drawn."""
+    r = preset.tokenizer
+    count = world_count(r.clips, 1.0 if alone else r.world_share)
+    if not count:
+        return None
+    rng = np.random.default_rng(r.schedule.seed + 1)
+    seeds = [int(s) for s in rng.integers(FIRST_SEED, 1 << 40, count)]
+    return Worlds(seeds, r.config.chunk_frames, r.config.size, processes)
+
+
+def train_vae(run: Run, window: Window | None = None, init: Path | None = None) -> Path:
+    """Train the autoencoder; `init`: a tokenizer file whose autoencoder it goes on from. Returns
+    the path of `vae.safetensors`, or of the checkpoint where `stop_after` ended it."""
+    r = run.preset.vae
+    torch.manual_seed(r.schedule.seed)
+    task = VAETask(r, run.footage, run.frozen_features())
+    if init is not None:
+        task.vae.load_state_dict(load_tokenizer(init, dtype=torch.float32).vae.state_dict())
+        window = None if window is None else dataclasses.replace(window, start=0.3)
+    out = run.out / "vae"
+    weights = train(
+        task, r.schedule, out, device=run.device, every=run.every, stop_after=run.stop_after,
+        dtype=run.precision, window=window,
+    )  # fmt: skip
+    if run.stop_after is not None:
+        return out / "checkpoint.safetensors"
+    task.load_state_dict(weights)
+    task.requires_grad_(False)
+    generator = torch.Generator(run.device).manual_seed(7)
+    clips = run.footage.draw(generator, 32, 17, r.size, 0.25)
+    scale = fold_latent_scale(task.vae, clips)
+    print(f"latents were {scale.min():.2f} to {scale.max():.2f} wide by channel, now 1")
+    path = run.out / "vae.safetensors"
+    if join_group(run.device)[0] == 0:
+        save_vae(path, task.vae.cpu())
+    return path
+
+
+def latents_of(run: Run, vae: VideoAutoencoder, deadline: float | None = None) -> Latents:
+    """The training clips as latents: kept on a GPU, or in the run's folder."""
+    r, device = run.preset.tokenizer, run.device
+    rank, world = join_group(device)
+    if rank > 0:
+        torch.distributed.barrier()  # until the first process has written them
+    found = encode_dataset(
+        r.config, vae.to(device), run.footage, r.clips, r.world_share, r.schedule.seed + 1, device,
+        run.precision, None if device.type == "cuda" else run.out, run.frozen_features(), deadline,
+    )  # fmt: skip
+    if rank == 0 and world > 1:
+        torch.distributed.barrier()
+    return found
+
+
+def train_tokenizer(
+    run: Run, data: Latents | None = None, window: Window | None = None, init: Path | None = None
+) -> Path:  # fmt: skip
+    """Train encoder and flow decoder on `run.out`'s autoencoder. Returns the path of
+    `tokenizer.safetensors` (or of the checkpoint)."""
+    r, device = run.preset.tokenizer, run.device
+    vae = _vae(run)
+    if data is None:
+        data = latents_of(run, vae, None if window is None else _share(window, 0.25))
+    torch.manual_seed(r.schedule.seed)
+    task = TokenizerTask(r, vae, data)
+    out = run.out / "tokenizer"
+    if init is not None:
+        start = load_tokenizer(init, device=device, dtype=torch.float32)
+        task.start_from(start, out / "ids.safetensors")
+    weights = train(
+        task, r.schedule, out, device=device, every=run.every, stop_after=run.stop_after,
+        dtype=run.precision, window=window,
+    )  # fmt: skip
+    if run.stop_after is not None:
+        return out / "checkpoint.safetensors"
+    weights = {k: v for k, v in weights.items() if not k.startswith("alignment.")}
+    weights |= {f"vae.{k}": v for k, v in vae.float().state_dict().items()}
+    assert weights.keys() == Tokenizer(r.config).state_dict().keys()
+    path = run.out / "tokenizer.safetensors"
+    if join_group(device)[0] == 0:
+        mark = save_tokenizer(path, r.config, weights, torch.float16)
+        print(f"{path}: fingerprint {mark}")
+    return path
+
+
+def train_prior(
+    run: Run, data: Latents | None = None, window: Window | None = None, init: Path | None = None
+) -> Path:  # fmt: skip
+    """Train the prior on `run.out`'s tokenizer. Returns the path of `prior.safetensors` (or of the
+    checkpoint)."""
+    r, device = run.preset.prior, run.device
+    source = run.out / "tokenizer.safetensors"
+    if not source.exists():
+        raise VftError(f"{source} does not exist; run `vft train tokenizer --out {run.out}` first")
+    tokenizer = load_tokenizer(source, device=device, dtype=torch.float32)
+    if data is None:
+        data = latents_of(run, _vae(run), None if window is None else _share(window, 0.4))
+    if run.footage.worlds is None:
+        raise VftError("a prior learns the captions of procedural clips, and there are none")
+    cache = None if device.type == "cuda" else run.out / "prior" / "ids.safetensors"
+    ids = encode_ids(tokenizer, data.latents, cache)
+    torch.manual_seed(r.schedule.seed)
+    task = PriorTask(r, tokenizer, ids, data.seeds(run.footage.worlds.seeds))
+    if init is not None:
+        task.start_from(load_prior(init, device=device, dtype=torch.float32))
+    # A GPU waits for captions, not for arithmetic: float32 costs nothing there.
+    dtype = torch.float32 if device.type == "cuda" else run.precision
+    weights = train(
+        task, r.schedule, run.out / "prior", device=device, every=run.every,
+        stop_after=run.stop_after, dtype=dtype, window=window,
+    )  # fmt: skip
+    if run.stop_after is not None:
+        return run.out / "prior" / "checkpoint.safetensors"
+    path = run.out / "prior.safetensors"
+    if join_group(device)[0] == 0:
+        kept = {k.removeprefix("prior."): v for k, v in weights.items()}
+        mark = save_prior(path, task.prior.config, kept, torch.float16)
+        print(f"{path}: fingerprint {mark}")
+    return path
+
+
+def train_all(
+    run: Run, minutes: float, shares: tuple[float, float, float], init: Path | None = None
+) -> None:
+    """All three stages in one window of `minutes`, each with its share of what is left of it. A
+    share of 0 leaves out a stage, whose file must be there."""
+    began = time.monotonic()
+    end = began
+    total = sum(shares)
+    data: Latents | None = None
+    for stage, share in zip((train_vae, train_tokenizer, train_prior), shares):
+        end += 60 * minutes * share / total
+        if not share:
+            continue
+        window = Window((end - time.monotonic()) / 60)
+        if stage is train_vae:
+            train_vae(run, window, init)
+            continue
+        if data is None:
+            data = latents_of(run, _vae(run), _share(window, 0.25))
+        stage(run, data, window)
+
+
+def _share(window: Window, share: float) -> float:
+    """When this share of a window is over (time.monotonic)."""
+    return window.began + 60 * window.minutes * share
+
+
+def _vae(run: Run) -> VideoAutoencoder:
+    source = run.out / "vae.safetensors"
+    if not source.exists():
+        raise VftError(f"{source} does not exist; run `vft train vae --out {run.out}` first")
+    return load_vae(source, run.preset.tokenizer.config.vae).to(run.device)
