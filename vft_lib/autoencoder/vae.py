@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..config.tokenizer import VAEConfig
 from ..errors import VftError
+from ..transformer import fused
 
 FRONT_FRAMES = 3  # copies of the first frame put in front of a clip, so that T + 3 = 4t
 
@@ -32,6 +33,23 @@ def with_front(layer: nn.Module, x: Tensor, frames: int, past: Past | None) -> T
     if past is not None:
         past[layer] = x[:, -frames:].clone()  # a view would keep all of x
     return x
+
+
+def side_by_side(x: Tensor, frames: int, stride: int = 1) -> Tensor:
+    """`frames` neighbouring frames of `x` `[B,T,...,C]` in the channels of one: their convolution
+    over time is then a matrix product, which a GPU's libraries do best, backwards too."""
+    count = (x.shape[1] - frames) // stride + 1
+    parts = [x[:, i : i + stride * (count - 1) + 1 : stride] for i in range(frames)]
+    return torch.cat(parts, dim=-1)
+
+
+def flat_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution with `weight` `[O,I,k,3,3]` of frames that lie :func:`side_by_side`
+    `[B,T,H,W,k·I]` -> `[B,T,H,W,O]`."""
+    b = len(x)
+    kernel = weight.transpose(1, 2).flatten(1, 2)  # (O, k·I, 3, 3)
+    y = F.conv2d(x.flatten(0, 1).permute(0, 3, 1, 2), kernel, bias, padding=1)
+    return y.permute(0, 2, 3, 1).unflatten(0, (b, -1))
 
 
 class Conv2d(nn.Module):
@@ -62,6 +80,9 @@ class TemporalConv(nn.Module):
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         h = x.shape[2]
         x = with_front(self, x.flatten(2, 3), 2, past)  # (B, 2+T, H·W, C)
+        if fused.active():
+            weight = self.conv.weight[..., 0].transpose(1, 2).flatten(1)  # (C, 3·C)
+            return F.linear(side_by_side(x, 3), weight, self.conv.bias).unflatten(2, (h, -1))
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(2, (h, -1))
 
 
@@ -77,12 +98,22 @@ class Conv3d(nn.Module):
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         x = with_front(self, x, self.front, past)
+        if fused.active():
+            y = side_by_side(x, 3, self.conv.stride[0])
+            return flat_conv3d(y, self.conv.weight, self.conv.bias)
         return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
 
 
 def channel_norm(channels: int, ops: Any = nn) -> nn.Module:
     """LayerNorm over the channels of each pixel."""
     return ops.LayerNorm(channels, eps=1e-6)
+
+
+def activated(norm: nn.Module, x: Tensor) -> Tensor:
+    """SiLU of the norm."""
+    if fused.active():
+        return fused.channel_silu(x.shape[-1], x, norm.weight, norm.bias)  # type: ignore[arg-type]
+    return F.silu(norm(x), inplace=True)
 
 
 class ResBlock(nn.Module):
@@ -101,8 +132,8 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1, ops=ops)
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x), inplace=True), past)
-        h = self.conv2(F.silu(self.norm2(h), inplace=True), past)
+        h = self.conv1(activated(self.norm1, x), past)
+        h = self.conv2(activated(self.norm2, h), past)
         return h.add_(self.skip(x))
 
 
@@ -166,9 +197,13 @@ class TimeUp(nn.Module):
         conv = self.conv.conv
         w0, w1, w2 = conv.weight.float().unbind(2)  # (C, C, 3, 3) each
         both = torch.cat([torch.stack([w0 + w1, w2], 2), torch.stack([w0, w1 + w2], 2)])
-        padded = with_front(self, x, 1, past).permute(0, 4, 1, 2, 3)  # (B, C, 1+T, H, W)
-        y = F.conv3d(padded, both.to(x), conv.bias.repeat(2).to(x), padding=(0, 1, 1))
-        y = y.permute(0, 2, 3, 4, 1).unflatten(4, (2, -1)).movedim(4, 2)  # (B, T, 2, H, W, C)
+        padded, bias = with_front(self, x, 1, past), conv.bias.repeat(2).to(x)
+        if fused.active():
+            y = flat_conv3d(side_by_side(padded, 2), both.to(x), bias)
+        else:
+            padded = padded.permute(0, 4, 1, 2, 3)  # (B, C, 1+T, H, W)
+            y = F.conv3d(padded, both.to(x), bias, padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)
+        y = y.unflatten(4, (2, -1)).movedim(4, 2)  # (B, T, 2, H, W, C)
         return torch.lerp(y, x[:, :, None], torch.sigmoid(self.mix).to(x)).flatten(1, 2)
 
 
@@ -245,7 +280,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x, past)
         for level in self.levels:
             x = level(x, past)
-        return self.conv_out(F.silu(self.norm_out(self.middle(x, past)), inplace=True), past)
+        return self.conv_out(activated(self.norm_out, self.middle(x, past)), past)
 
 
 class Decoder(nn.Module):
@@ -268,7 +303,7 @@ class Decoder(nn.Module):
         x = self.middle(self.conv_in(x, past), past)
         for level in self.levels:
             x = level(x, past)
-        return self.conv_out(F.silu(self.norm_out(x), inplace=True), past)
+        return self.conv_out(activated(self.norm_out, x), past)
 
 
 class VideoAutoencoder(nn.Module):

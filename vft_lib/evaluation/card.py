@@ -20,9 +20,9 @@ import torch
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
 from ..files.atomic import write_bytes
+from ..footage.real import HELD_OUT_SEEDS, SUFFIXES, RealClips
 from ..measure.codecs import available
 from ..models.loading import load_tokenizer
-from ..footage.real import HELD_OUT_SEEDS, SUFFIXES, RealClips
 from ..train.loop import autocast_dtype
 from ..video.frames import fit_frame
 from ..video.video_in import read_frames

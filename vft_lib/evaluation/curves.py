@@ -22,7 +22,6 @@ from tqdm import tqdm
 from ..measure.codecs import Codec, Coded, Encoded
 from ..measure.metrics import psnr, ssim
 from ..tokenizer.tokenizer import Tokenizer
-from ..footage.real import to_video
 from .learned import (
     INTERVAL,
     RESAMPLES,

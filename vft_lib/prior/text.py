@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from ..config.prior import TextEncoderConfig
 from ..config.tokenizer import TransformerConfig
-from ..transformer.layers import Block, norm
+from ..transformer.fused import norm
+from ..transformer.layers import Block
 
 WORD = re.compile(r"[^\W_]+")
 NGRAMS = (3, 4, 5)

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 
 from ..config.tokenizer import DecoderStep, TokenizerConfig
 from ..transformer.attention import merges_registers
+from ..transformer.fused import norm
 from ..transformer.layers import (
     PositionEmbedding,
     TimestepEmbedding,
     Transformer,
-    norm,
     patchify,
     unpatchify,
 )

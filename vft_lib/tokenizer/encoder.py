@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
-from ..transformer.layers import PositionEmbedding, Transformer, norm, patchify
+from ..transformer.fused import norm
+from ..transformer.layers import PositionEmbedding, Transformer, patchify
 
 
 class Encoder(nn.Module):

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from ..errors import CheckpointError, VftError
 from ..files.atomic import check_place, replacing, write_bytes
 from ..files.tensor_files import Cast, write_safetensors
+from ..transformer.fused import fusing
 from .optim import EMA, optimizers
 
 LOG_EVERY = 10  # steps
@@ -136,7 +137,6 @@ def train(
     rank, world = join_group(device)
     dtype = dtype or autocast_dtype(device)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # few shapes, many steps
         torch.set_float32_matmul_precision("high")
     recipe = repr((getattr(task, "recipe", None), schedule)) + task.data
     out.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def train(
     first, spent = state.step, state.seconds
     start = max(state.progress, 0.0 if window is None else window.start)
     log = _open_log(out / "log.jsonl", first) if rank == 0 else None
-    began = saved = sampled = time.monotonic()
+    began = clock = saved = sampled = time.monotonic()
     limit = None if window is None else max(1.0, window.left())
     bar = tqdm(
         itertools.count(first) if window else range(first, schedule.steps),
@@ -167,7 +167,8 @@ def train(
     for step in bar:
         progress = schedule.progress(step)
         if limit is not None:
-            progress = min(1.0, start + (1 - start) * (time.monotonic() - began) / limit)
+            gone = (time.monotonic() - clock) / max(1.0, limit - (clock - began))
+            progress = min(1.0, start + (1 - start) * gone)
         for opt in opts:
             for group in opt.param_groups:
                 peak = group.setdefault("peak", group["lr"])
@@ -183,6 +184,8 @@ def train(
             opt.zero_grad(set_to_none=True)
         ema.update(module, step)
         now = time.monotonic()
+        if step == first + 1:  # the first steps compile and choose kernels
+            clock = now
         last = step + 1 == schedule.steps if limit is None else now - began >= limit
         if world > 1 and limit is not None:
             last = _agree(last, device)
@@ -228,6 +231,11 @@ def train(
 
 def _forward(module: Task, dtype: torch.dtype, **inputs: Any) -> dict[str, Tensor]:
     """One forward pass with the weights cast to `dtype`; gradients reach the float32 ones."""
+    with fusing(next(module.parameters()).is_cuda):
+        return _cast_forward(module, dtype, inputs)
+
+
+def _cast_forward(module: Task, dtype: torch.dtype, inputs: dict[str, Any]) -> dict[str, Tensor]:
     if dtype == torch.float32:
         return module(**inputs)
     cast = {

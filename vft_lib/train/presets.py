@@ -88,14 +88,14 @@ PRESETS = {
         "vft-small", size=128, registers=128,
         vae=VAERecipe(
             VAEConfig(32, (1, 2, 3, 3), 1, 2, latent_channels=16), 128,
-            Schedule(6000, 96, lr=1e-3, matrix_lr=4e-3, warmup=50, ema=0.998),
-            crop=64, crop_frames=9, crop_share=0.65, clip_lengths=(17,), perceptual=0.1,
+            Schedule(6000, 48, lr=1.5e-3, matrix_lr=5e-3, warmup=20, ema=0.99),
+            crop=96, crop_frames=9, crop_share=1.0, perceptual=0.1,
         ),
         # Widths of the MLPs in whole tiles of 64: 576 and 768.
         encoder=TransformerConfig(256, 3, mlp_ratio=3.375),
         decoder=TransformerConfig(320, 6, mlp_ratio=3.6, modulation_kinds=1),
-        patches=(2, 1), clips=40_960, ordered=False,
-        schedule=Schedule(6000, 128, lr=1.5e-3, matrix_lr=3e-3, warmup=60, ema=0.998),
+        patches=(2, 2), clips=24_576, ordered=False, groups=2,
+        schedule=Schedule(6000, 192, lr=1.5e-3, matrix_lr=3e-3, warmup=40, ema=0.995),
         prior={"registers": 32, "width": 256, "head_dim": 64, "depth": 4, "text": 96, "schedule":
                Schedule(3000, 256, lr=2e-3, matrix_lr=4e-3, warmup=50, ema=0.995)},
     ),

@@ -66,7 +66,8 @@ def draw_worlds(preset: Preset, processes: int, alone: bool = False) -> Worlds |
 
 def train_vae(run: Run, window: Window | None = None, init: Path | None = None) -> Path:
     """Train the autoencoder; `init`: a tokenizer file whose autoencoder it goes on from. Returns
-    the path of `vae.safetensors`, or of the checkpoint where `stop_after` ended it."""
+    the path of `vae.safetensors` (with a frozen encoder: of `tokenizer.safetensors`, that tokenizer
+    with the new decoder), or of the checkpoint where `stop_after` ended it."""
     r = run.preset.vae
     torch.manual_seed(r.schedule.seed)
     task = VAETask(r, run.footage, run.frozen_features())
@@ -82,6 +83,13 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
         return out / "checkpoint.safetensors"
     task.load_state_dict(weights)
     task.requires_grad_(False)
+    if r.freeze_encoder:
+        assert init is not None
+        old = load_tokenizer(init, dtype=torch.float32)
+        old.vae.load_state_dict(task.vae.state_dict())
+        path = run.out / "tokenizer.safetensors"
+        save_tokenizer(path, old.config, old.state_dict(), torch.float16)
+        return path
     generator = torch.Generator(run.device).manual_seed(7)
     clips = run.footage.draw(generator, 32, 17, r.size, 0.25)
     scale = fold_latent_scale(task.vae, clips)

@@ -22,7 +22,9 @@ class VAERecipe:
     """For the first `crop_share` of the run the batch is of `crop_frames` frames cropped to `crop`
     px: many more different pictures for the same work. After that come whole pictures, of
     `clip_lengths` frames in turn and as many clips as cost about the same. `perceptual`: weight of
-    the distance between features of `judged` frames of each clip (0: none)."""
+    the distance between features of `judged` frames of each clip (0: none). `freeze_encoder`: the
+    decoder alone is trained, on latents with a little noise (`latent_noise`, of their unit width),
+    as a flow decoder's have: latents, ids and priors on them stay what they are."""
 
     config: VAEConfig
     size: int
@@ -35,6 +37,8 @@ class VAERecipe:
     kl: float = 3e-5
     perceptual: float = 0.0
     judged: int = 2
+    freeze_encoder: bool = False
+    latent_noise: float = 0.1
 
 
 class VAETask(Task):
@@ -46,9 +50,13 @@ class VAETask(Task):
         self.vae = VideoAutoencoder(recipe.config)
         self.features = (features,)  # in a tuple: not a submodule
         _initialize(self.vae)
+        self.vae.encoder.requires_grad_(not recipe.freeze_encoder)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        return [p for p in self.parameters() if p.ndim >= 2 and min(len(p), p[0].numel()) >= 8]
+        return [
+            p for p in self.parameters()
+            if p.requires_grad and p.ndim >= 2 and min(len(p), p[0].numel()) >= 8
+        ]  # fmt: skip
 
     def forward(
         self, step: int, generator: torch.Generator, progress: float
@@ -63,15 +71,21 @@ class VAETask(Task):
             generator, batch, frames, r.size, r.world_share, r.crop if small else None
         )
         weight = self.vae.encoder.conv_in.conv.weight
-        mean, logvar = self.vae.moments(x.to(weight.dtype))
+        with torch.set_grad_enabled(not r.freeze_encoder):
+            mean, logvar = self.vae.moments(x.to(weight.dtype))
         mean, logvar = mean.float(), logvar.float().clamp(-20, 10)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        latents = mean + noise * (0.5 * logvar).exp()
+        if r.freeze_encoder:
+            some = torch.rand((len(x), 1, 1, 1, 1), generator=generator, device=mean.device)
+            latents = mean + noise * (r.latent_noise * some)
+        else:
+            latents = mean + noise * (0.5 * logvar).exp()
         y = self.vae.decode(latents.to(weight.dtype)).float()
         l1 = F.l1_loss(y, x)
-        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        loss = l1 + r.kl * kl
-        out = {"l1": l1.detach(), "kl": kl.detach()}
+        loss, out = l1, {"l1": l1.detach()}
+        if not r.freeze_encoder:
+            kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+            loss, out["kl"] = loss + r.kl * kl, kl.detach()
         if self.features[0] is not None and r.perceptual:
             chosen = host_rng(generator).choice(frames, min(frames, r.judged), replace=False)
             pair = [v[:, :, chosen].transpose(1, 2).flatten(0, 1).to(weight.dtype) for v in (y, x)]

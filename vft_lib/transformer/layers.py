@@ -1,4 +1,4 @@
-"""The transformer both networks share: norm, attention, gated MLP, modulation, positions.
+"""The transformer both networks share: attention, gated MLP, modulation, positions.
 
 Float32 islands: :func:`norm` (and with it the query/key norm) computes in float32 whatever the
 weights' dtype; everything else runs in the dtype of its weights, or under autocast.
@@ -18,13 +18,7 @@ from torch.nn import functional as F
 from ..config.tokenizer import MaskConfig, PosembConfig, TransformerConfig
 from ..errors import VftError
 from .attention import Layout, attend
-
-
-def norm(x: Tensor) -> Tensor:
-    """LayerNorm over the last axis, no affine parameters, eps 1e-5, in float32."""
-    if x.is_cuda:  # its kernel computes in float32 whatever comes in
-        return F.layer_norm(x, x.shape[-1:], eps=1e-5).to(x.dtype)
-    return F.layer_norm(x.float(), x.shape[-1:], eps=1e-5).to(x.dtype)
+from .fused import gated, modulated, swiglu, unit
 
 
 class Attention(nn.Module):
@@ -39,7 +33,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout | Tensor) -> Tensor:
         q, k, v = (w(x).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        q, k, v = (y.transpose(1, 2) for y in (norm(q), norm(k), v))  # (B, heads, N, head_dim)
+        q, k = unit(self.head_dim, q), unit(self.head_dim, k)
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))  # (B, heads, N, head_dim)
         y = attend(q.to(v), k.to(v), v, layout, 8 / self.head_dim)
         return self.proj(y.transpose(1, 2).flatten(2))
 
@@ -54,7 +49,7 @@ class GatedMLP(nn.Module):
         self.fc2 = ops.Linear(c.hidden, c.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+        return self.fc2(swiglu(self.fc1.out_features, self.fc1(x), self.fc3(x)))
 
 
 class Block(nn.Module):
@@ -75,18 +70,18 @@ class Block(nn.Module):
     def forward(self, x: Tensor, layout: Layout | Tensor, m: Tensor | None = None) -> Tensor:
         """x `[B,t,n,d]` in the frames of `layout` (or with the mask that `attend` takes), m of
         :meth:`modulate` -> `[B,t,n,d]`."""
+        d = x.shape[-1]
         if m is None:
-            x = x + self.attention(norm(x).flatten(1, 2), layout).view_as(x)
-            return x + self.mlp(norm(x))
+            x = x + self.attention(unit(d, x).flatten(1, 2), layout).view_as(x)
+            return x + self.mlp(unit(d, x))
         if self.kinds == 2 and isinstance(layout, Layout):  # one set for patches, one for registers
             counts = (layout.patches, layout.registers)
             m = torch.cat([m[:, i : i + 1].expand(-1, k, -1, -1) for i, k in enumerate(counts)], 1)
         gate_a, gate_m, shift_a, scale_a, shift_m, scale_m = m.unsqueeze(1).unbind(-2)
         # Modulation is the same for all frames: (B, 1, n, d).
-        h = torch.addcmul(shift_a, norm(x), 1 + scale_a)
-        x = torch.addcmul(x, gate_a, self.attention(h.flatten(1, 2), layout).view_as(x))
-        h = torch.addcmul(shift_m, norm(x), 1 + scale_m)
-        return torch.addcmul(x, gate_m, self.mlp(h))
+        h = modulated(d, x, shift_a, scale_a)
+        x = gated(d, x, gate_a, self.attention(h.flatten(1, 2), layout).view_as(x))
+        return gated(d, x, gate_m, self.mlp(modulated(d, x, shift_m, scale_m)))
 
 
 class Transformer(nn.Module):
