@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from conftest import TINY
 from torch import Tensor
+from vft_lib.train.data import Window
 
 from vft_lib.tokenizer.tokenizer import Tokenizer
-from vft_lib.train.data import Window
 from vft_lib.train.loop import Schedule
 from vft_lib.train.presets import PRESETS
 from vft_lib.train.prior import PriorTask

@@ -25,10 +25,10 @@ from vft_lib.evaluation.curves import (
 from vft_lib.evaluation.learned import FeatureNetwork
 from vft_lib.footage.pack import load_pack
 from vft_lib.footage.packing import Recipe, write_pack
+from vft_lib.footage.real import to_video
 from vft_lib.measure.codecs import available
 from vft_lib.measure.metrics import psnr
 from vft_lib.tokenizer.tokenizer import Tokenizer
-from vft_lib.train.data import to_video
 from vft_lib.video.frames import fit_frame
 from vft_lib.video.video_out import write_video
 from vft_lib.world.world import make_clip

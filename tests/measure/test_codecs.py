@@ -7,10 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vft_lib.footage.real import to_video
 from vft_lib.measure import codecs
 from vft_lib.measure.codecs import Codec, Encoded
 from vft_lib.measure.metrics import psnr
-from vft_lib.train.data import to_video
 from vft_lib.world.world import make_clip
 
 CLIP = list(make_clip(3, frames=9, size=64).video)

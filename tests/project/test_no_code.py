@@ -41,11 +41,12 @@ ALLOWED = {
     ("vft_lib/footage/packing.py", "import importlib.util"): INSTALLED,
     ("vft_lib/footage/packing.py", "import multiprocessing"): "encodes pictures in processes",
     ("vft_lib/footage/packing.py", "np.load"): "with allow_pickle=False, of what it wrote",
+    ("vft_lib/footage/worlds.py", "import multiprocessing"): "draws clips in processes",
     ("vft_lib/gpu_check/check.py", "import subprocess"): "runs itself, one part after another",
     ("vft_lib/train/features.py", "import importlib.util"): INSTALLED,
     ("vft_lib/train/features.py", "torch.load"): "weights_only, of an installed package's own file",
-    ("vft_lib/train/data.py", "import importlib.util"): INSTALLED,
-    ("vft_lib/train/data.py", "np.load"): "with allow_pickle=False, of our own cache",
+    ("vft_lib/footage/real.py", "import importlib.util"): INSTALLED,
+    ("vft_lib/footage/real.py", "np.load"): "with allow_pickle=False, of our own cache",
 }
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from conftest import TINY
 from train_tasks import CPU, SCHEDULE, tokenizer_task
+from vft_lib.train.alignment import outlines
 
 from vft_lib.evaluation.probe import LABELS, UNKNOWN, labels_of
-from vft_lib.train.alignment import outlines
 from vft_lib.train.loop import train
 from vft_lib.train.tokenizer import _swapped
 from vft_lib.world import world

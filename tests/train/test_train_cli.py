@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from vft_lib.train.data import RealClips, to_video
 
 from vft_lib.autoencoder.vae import VideoAutoencoder
 from vft_lib.cli.vft import main
 from vft_lib.models.loading import load_prior, load_tokenizer
-from vft_lib.train.data import RealClips, to_video
 from vft_lib.train.presets import PRESETS
 from vft_lib.train.tokenizer import dataset_sources, encode_dataset
 from vft_lib.video.video_out import write_video

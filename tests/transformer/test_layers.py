@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from vft_lib.config.tokenizer import MaskConfig, PosembConfig, TransformerConfig
 from vft_lib.errors import VftError
 from vft_lib.transformer.attention import Layout
+from vft_lib.transformer.fused import norm
 from vft_lib.transformer.layers import (
     Attention,
     Block,
@@ -19,7 +20,6 @@ from vft_lib.transformer.layers import (
     PositionEmbedding,
     TimestepEmbedding,
     Transformer,
-    norm,
     patchify,
     sincos_grid,
     unpatchify,

@@ -112,7 +112,7 @@ def channel_norm(channels: int, ops: Any = nn) -> nn.Module:
 def activated(norm: nn.Module, x: Tensor) -> Tensor:
     """SiLU of the norm."""
     if fused.active():
-        return fused.channel_silu(x.shape[-1], x, norm.weight, norm.bias)  # type: ignore[arg-type]
+        return fused.channel_silu(x.shape[-1], x, norm.weight, norm.bias)
     return F.silu(norm(x), inplace=True)
 
 

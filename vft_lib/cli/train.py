@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,10 +112,11 @@ def _add_run(p: argparse.ArgumentParser, name: str) -> None:
         )  # fmt: skip
     else:
         p.add_argument("--steps", type=int, help="instead of the preset's number of steps")
-    if name == "tokenizer":
+    if name in ("vae", "tokenizer"):
+        trained = "flow decoder" if name == "tokenizer" else "autoencoder's decoder"
         p.add_argument(
             "--freeze-encoder", action="store_true",
-            help="with --init: train the flow decoder alone; ids stay what they are",
+            help=f"with --init: train the {trained} alone; ids stay what they are",
         )  # fmt: skip
 
 
@@ -159,22 +160,23 @@ def _run(args: argparse.Namespace) -> Run:
     from ..footage.real import RealClips
     from ..footage.textures import textures
     from ..train.features import FrozenFeatures
+    from ..train.presets import Preset
     from ..train.run import Run, draw_worlds
 
     preset, device = _preset(args), _device(args)
-    if getattr(args, "clips", None):
-        recipe = dataclasses.replace(preset.tokenizer, clips=args.clips)
-        preset = dataclasses.replace(preset, tokenizer=recipe)
-    if getattr(args, "steps", None):
-        preset = dataclasses.replace(preset, **{
-            stage: dataclasses.replace(recipe, schedule=dataclasses.replace(
-                recipe.schedule, steps=args.steps))
-            for stage, recipe in (
-                ("vae", preset.vae), ("tokenizer", preset.tokenizer), ("prior", preset.prior))
-        })  # fmt: skip
+    vae, tokenizer, prior = preset.vae, preset.tokenizer, preset.prior
+    if args.clips:
+        tokenizer = replace(tokenizer, clips=args.clips)
+    if steps := getattr(args, "steps", None):
+        vae = replace(vae, schedule=replace(vae.schedule, steps=steps))
+        tokenizer = replace(tokenizer, schedule=replace(tokenizer.schedule, steps=steps))
+        prior = replace(prior, schedule=replace(prior.schedule, steps=steps))
     if getattr(args, "freeze_encoder", False):
-        recipe = dataclasses.replace(preset.tokenizer, freeze_encoder=True)
-        preset = dataclasses.replace(preset, tokenizer=recipe)
+        if args.init is None:
+            raise VftError("--freeze-encoder keeps a trained encoder; name it with --init")
+        vae = replace(vae, freeze_encoder=True)
+        tokenizer = replace(tokenizer, freeze_encoder=True)
+    preset = Preset(vae, tokenizer, prior)
     # Before the first use of a GPU: the processes that draw are copies of this one.
     worlds = draw_worlds(preset, args.processes, alone=args.no_real)
     bank, size = None, preset.vae.size
@@ -215,8 +217,6 @@ def _train_vae(args: argparse.Namespace) -> int:
 def _train_tokenizer(args: argparse.Namespace) -> int:
     from ..train.run import train_tokenizer
 
-    if args.freeze_encoder and args.init is None:
-        raise VftError("--freeze-encoder keeps a trained encoder; name it with --init")
     return _done(train_tokenizer(_run(args), None, _window(args), args.init))
 
 

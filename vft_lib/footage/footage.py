@@ -34,7 +34,7 @@ class Footage:
             parts.append(self.bank.draw(generator, batch - drawn, frames, size, crop, vary))
         if self.worlds is not None and drawn:
             chosen = rng.integers(max(1, min(self.worlds.ready(), len(self.worlds))), size=drawn)
-            clips = self.worlds.clips(chosen)
+            clips = self.worlds.clips(chosen.tolist())
             start = int(rng.integers(clips.shape[1] - frames + 1))
             side = crop or size
             top, left = (int(n) for n in rng.integers(0, size - side + 1, 2))

@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from ..files.atomic import replacing
 from ..video.frames import fit_frame
@@ -91,3 +92,13 @@ def draw_plot(rows: list[dict[str, Any]], file: IO[bytes], against: str = "the c
 def in_bytes(count: float) -> str:
     """A number of bytes, for people."""
     return f"{count:.0f} B" if count < 10_000 else f"{count / 1000:.1f} kB"
+
+
+def save_strip(path: Path, clips: list[Tensor], frames: int = 6) -> None:
+    """One row a clip (`[3,T,H,W]` in [-1,1]), `frames` of it evenly spaced from left to right."""
+    rows = []
+    for clip in clips:
+        index = np.linspace(0, clip.shape[1] - 1, frames).round().astype(int)
+        picture = clip[:, index].permute(2, 1, 3, 0).flatten(1, 2)  # (H, frames·W, 3)
+        rows.append(((picture.float().clamp(-1, 1) + 1) * 127.5).round().byte().numpy())
+    Image.fromarray(np.concatenate(rows)).save(path)

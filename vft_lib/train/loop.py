@@ -20,15 +20,13 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import CheckpointError, VftError
-from ..files.atomic import check_place, replacing, write_bytes
-from ..files.tensor_files import Cast, write_safetensors
+from ..errors import VftError
+from ..files.atomic import check_place, write_bytes
 from ..transformer.fused import fusing
-from .optim import EMA, optimizers
+from .state import EMA, State, load, optimizers, save
 
 LOG_EVERY = 10  # steps
 
@@ -147,12 +145,12 @@ def train(
     if rank == 0:  # weights, their average, two moments; twice, as the old one stays meanwhile
         size = 4 * sum(v.nbytes for v in module.state_dict().values())
         check_place(checkpoint, size if checkpoint.exists() else 2 * size)
-    state = _State(0, 0.0, 0.0)
+    state = State(0, 0.0, 0.0)
     if checkpoint.exists():
-        state = _load(checkpoint, module, ema, opts, recipe if window is None else None)
+        state = load(checkpoint, module, ema, opts, recipe if window is None else None)
         if window is not None:
             over = state.progress >= 1
-            state = _State(0, state.seconds, 0.5) if over else state
+            state = State(0, state.seconds, 0.5) if over else state
     first, spent = state.step, state.seconds
     start = max(state.progress, 0.0 if window is None else window.start)
     log = _open_log(out / "log.jsonl", first) if rank == 0 else None
@@ -189,13 +187,20 @@ def train(
         last = step + 1 == schedule.steps if limit is None else now - began >= limit
         if world > 1 and limit is not None:
             last = _agree(last, device)
-        if step % LOG_EVERY == 0 or last:
+        stopping = stop_after is not None and step + 1 - first >= stop_after
+        saving = last or stopping or now - saved > every
+        if step % LOG_EVERY == 0 or saving:
             row = {k: float(v.detach()) for k, v in losses.items()} | {"grad": float(norm)}
             now = time.monotonic()
-            if not math.isfinite(row["loss"]):
+            if not math.isfinite(row["loss"] + row["grad"]):
+                kept = (
+                    f"{checkpoint} is the last good checkpoint"
+                    if saved > began
+                    else ("there is no checkpoint yet")
+                )
                 raise VftError(
-                    f"the loss is {row['loss']} at step {step}; {checkpoint} is the last good "
-                    "checkpoint: choose a lower learning rate or --dtype float32"
+                    f"the loss is {row['loss']}, its gradient {row['grad']} at step {step}; {kept}: "
+                    "choose a lower learning rate or --dtype float32"
                 )
             if limit is not None and step >= first + 2 * LOG_EVERY:
                 if timed is None:
@@ -212,15 +217,14 @@ def train(
                 log.write(json.dumps({"step": step, "seconds": seconds, **row}) + "\n")
                 log.flush()
             bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
-        stopping = stop_after is not None and step + 1 - first >= stop_after
         # Before the checkpoint: a run killed between the two would never draw its last strip.
         if rank == 0 and (last or now - sampled > max(60.0, 5 * every)):
             task.samples(out, step + 1)
             module.train()
             sampled = time.monotonic()
-        if rank == 0 and (last or stopping or now - saved > every):
-            done = _State(step + 1, spent + now - began, 1.0 if last else progress)
-            _save(checkpoint, module, ema, opts, recipe, done)
+        if rank == 0 and saving:
+            done = State(step + 1, spent + now - began, 1.0 if last else progress)
+            save(checkpoint, module, ema, opts, recipe, done)
             saved = now
         if stopping or last:
             break
@@ -290,76 +294,3 @@ def _open_log(path: Path, first: int) -> IO[str]:
         kept = [row for row in rows if json.loads(row)["step"] < first]
         write_bytes(path, "".join(f"{row}\n" for row in kept).encode())
     return path.open("a", encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class _State:
-    step: int
-    seconds: float
-    progress: float
-
-
-def _save(
-    path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer], recipe: str,
-    state: _State,
-) -> None:  # fmt: skip
-    """Moments lie apart, in a file named after the step: a run that is killed between the two files
-    finds the moments of the checkpoint that is there."""
-    meta = {"step": state.step, "seconds": state.seconds, "progress": state.progress,
-            "recipe": recipe}  # fmt: skip
-    moments = {
-        f"opt.{i}.{p}.{k}": v
-        for i, opt in enumerate(opts)
-        for p, row in opt.state_dict()["state"].items()
-        for k, v in row.items() if isinstance(v, Tensor)
-    }  # fmt: skip
-    tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"ema.{k}": v for k, v in ema.weights.items()}
-    beside = _moments_of(path, state.step)
-    for place, content in ((beside, moments), (path, tensors)):
-        content = {k: v.detach().cpu().contiguous() for k, v in content.items()}
-        with replacing(place) as tmp:
-            write_safetensors(tmp, Cast(content, None), {"train": json.dumps(meta)})
-    for old in path.parent.glob("optimizer-*.safetensors"):
-        if old != beside:
-            old.unlink()
-
-
-def _moments_of(checkpoint: Path, step: int) -> Path:
-    return checkpoint.with_name(f"optimizer-{step:07d}.safetensors")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, "pt") as f:
-            meta = json.loads(f.metadata()["train"])
-            return meta, {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(
-            f"{path} is not a training checkpoint ({e}); delete it to start again"
-        ) from None
-
-
-def _load(
-    path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer],
-    recipe: str | None,
-) -> _State:  # fmt: skip
-    meta, tensors = _read(path)
-    if recipe is not None and meta.get("recipe") != recipe:
-        raise CheckpointError(
-            f"{path} belongs to another recipe ({meta.get('recipe')}); choose another --out or "
-            "delete it to start again"
-        )
-    module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    for k, v in ema.weights.items():
-        v.copy_(tensors[f"ema.{k}"])
-    beside = _moments_of(path, meta["step"])  # may be left out of what is carried elsewhere
-    moments = _read(beside)[1] if beside.exists() else {}
-    for i, opt in enumerate(opts):
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in moments.items():
-            if key.startswith(f"opt.{i}."):
-                _, _, p, name = key.split(".", 3)
-                state.setdefault(int(p), {})[name] = value
-        opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
-    return _State(meta["step"], meta["seconds"], meta.get("progress", 0.0))

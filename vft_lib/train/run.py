@@ -191,17 +191,17 @@ def train_all(
     end = began
     total = sum(shares)
     data: Latents | None = None
-    for stage, share in zip((train_vae, train_tokenizer, train_prior), shares):
+    for stage, share in zip(("vae", "tokenizer", "prior"), shares):
         end += 60 * minutes * share / total
         if not share:
             continue
         window = Window((end - time.monotonic()) / 60)
-        if stage is train_vae:
+        if stage == "vae":
             train_vae(run, window, init)
             continue
         if data is None:
             data = latents_of(run, _vae(run), _share(window, 0.25))
-        stage(run, data, window)
+        (train_tokenizer if stage == "tokenizer" else train_prior)(run, data, window)
 
 
 def _share(window: Window, share: float) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -22,12 +23,12 @@ from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
 from ..files.atomic import write_bytes
+from ..measure.sheets import save_strip
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from .dataset import Latents
 from .loop import Schedule, Task, host_rng
 from .places import start_registers_at_places
-from .plots import save_strip
 
 
 @dataclass(frozen=True)
@@ -248,12 +249,9 @@ def ids_of_latents(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _budgets(recipe: TokenizerRecipe, rng: object) -> list[int]:
+def _budgets(recipe: TokenizerRecipe, rng: np.random.Generator) -> list[int]:
     """One budget for each group: powers of two k up to all registers, drawn in proportion to
     sqrt(k): late tokens are rarely kept, so they learn slowest."""
-    import numpy as np
-
-    assert isinstance(rng, np.random.Generator)
     powers = np.array([1 << i for i in range(20) if 1 << i <= recipe.config.registers])
     share = np.sqrt(powers)
     return [int(k) for k in rng.choice(powers, recipe.groups, p=share / share.sum())]

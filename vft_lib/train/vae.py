@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import VAEConfig
 from ..footage.footage import Footage
+from ..measure.sheets import save_strip
 from .features import FrozenFeatures
 from .loop import Schedule, Task, host_rng
-from .plots import save_strip
 
 
 @dataclass(frozen=True)
