@@ -7,9 +7,11 @@ import dataclasses
 import torch
 from conftest import TINY
 from torch import Tensor
-from vft_lib.train.data import Window
 
+from vft_lib.footage.footage import Footage
+from vft_lib.footage.worlds import Worlds
 from vft_lib.tokenizer.tokenizer import Tokenizer
+from vft_lib.train.dataset import Latents
 from vft_lib.train.loop import Schedule
 from vft_lib.train.presets import PRESETS
 from vft_lib.train.prior import PriorTask
@@ -21,20 +23,21 @@ STEPS = 6
 SCHEDULE = Schedule(steps=STEPS, batch=2, lr=1e-3, matrix_lr=2e-3, warmup=2, ema=0.9)
 
 
-def vae_task(schedule: Schedule = SCHEDULE) -> VAETask:
+def vae_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) -> VAETask:
     torch.manual_seed(0)
-    recipe = VAERecipe(TINY.vae, 32, schedule, crop=16, crop_share=0.5, clip_lengths=(5, 9))
-    return VAETask(recipe, None)
+    recipe = VAERecipe(TINY.vae, 32, schedule, crop=16, crop_share=0.5, clip_lengths=(5, 9),
+                       freeze_encoder=freeze_encoder)  # fmt: skip
+    return VAETask(recipe, Footage(None, Worlds(range(1_000_000, 1_000_064), 17, 32)))
 
 
 def tokenizer_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) -> TokenizerTask:
     torch.manual_seed(0)
     schedule = dataclasses.replace(schedule, batch=4)
     recipe = TokenizerRecipe(TINY, schedule, freeze_encoder=freeze_encoder)
-    latents = torch.randn(16, *TINY.latent_shape, generator=torch.Generator().manual_seed(1))
-    real = Window("clip", tuple(range(17)), 0, 0, False, False)
-    sources: list[Window | int] = [*range(12), real, real, real, real]
-    return TokenizerTask(recipe, Tokenizer(TINY).vae, latents.half(), sources)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(16, *TINY.latent_shape, generator=generator).half()
+    features = torch.randn(16, TINY.latent_frames, 6, 2, 2, generator=generator).half()
+    return TokenizerTask(recipe, Tokenizer(TINY).vae, Latents(latents, features, 12))
 
 
 def prior_task(ids: Tensor | None = None) -> PriorTask:

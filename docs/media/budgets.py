@@ -1,5 +1,5 @@
-"""`python docs/media/budgets.py PACK CLIP` draws the README's moving picture: a held-out real clip of
-a pack (`vft train pack`) beside what the default tokenizer makes of it at several budgets."""
+"""`python docs/media/budgets.py PACK CLIP` draws the README's moving picture: a held-out real clip
+of a pack (`vft train pack`) beside what a tokenizer makes of it at several budgets."""
 
 from __future__ import annotations
 

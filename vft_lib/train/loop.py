@@ -16,7 +16,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -153,7 +153,9 @@ def train(
             state = State(0, state.seconds, 0.5) if over else state
     first, spent = state.step, state.seconds
     start = max(state.progress, 0.0 if window is None else window.start)
-    log = _open_log(out / "log.jsonl", first) if rank == 0 else None
+    log = out / "log.jsonl"
+    if rank == 0:
+        _cut_log(log, first)
     began = clock = saved = sampled = time.monotonic()
     limit = None if window is None else max(1.0, window.left())
     bar = tqdm(
@@ -193,14 +195,11 @@ def train(
             row = {k: float(v.detach()) for k, v in losses.items()} | {"grad": float(norm)}
             now = time.monotonic()
             if not math.isfinite(row["loss"] + row["grad"]):
-                kept = (
-                    f"{checkpoint} is the last good checkpoint"
-                    if saved > began
-                    else ("there is no checkpoint yet")
-                )
+                good = f"{checkpoint} is the last good checkpoint"
+                kept = good if checkpoint.exists() else "there is no checkpoint yet"
                 raise VftError(
-                    f"the loss is {row['loss']}, its gradient {row['grad']} at step {step}; {kept}: "
-                    "choose a lower learning rate or --dtype float32"
+                    f"the loss is {row['loss']}, its gradient {row['grad']} at step {step}; "
+                    f"{kept}: choose a lower learning rate or --dtype float32"
                 )
             if limit is not None and step >= first + 2 * LOG_EVERY:
                 if timed is None:
@@ -211,11 +210,11 @@ def train(
                     bar.write(f"{each:.3f} s a step: {total:,} steps in {limit / 60:.1f} minutes")
                     timed = step, 0.0  # said once
             smooth = {k: 0.9 * smooth.get(k, v) + 0.1 * v for k, v in row.items()}
-            if log:
+            if rank == 0:
                 seconds = round(spent + now - began, 1)
                 row = {k: round(v, 6) for k, v in row.items()} | _busy(device)
-                log.write(json.dumps({"step": step, "seconds": seconds, **row}) + "\n")
-                log.flush()
+                with log.open("a", encoding="utf-8") as f:
+                    f.write(json.dumps({"step": step, "seconds": seconds, **row}) + "\n")
             bar.set_postfix({k: f"{v:.4f}" for k, v in smooth.items()}, refresh=False)
         # Before the checkpoint: a run killed between the two would never draw its last strip.
         if rank == 0 and (last or now - sampled > max(60.0, 5 * every)):
@@ -228,8 +227,6 @@ def train(
             saved = now
         if stopping or last:
             break
-    if log:
-        log.close()
     return ema.weights
 
 
@@ -287,10 +284,9 @@ def join_group(device: torch.device) -> tuple[int, int]:
     return rank, world
 
 
-def _open_log(path: Path, first: int) -> IO[str]:
-    """The log, open to append, without rows that the killed run wrote after its checkpoint."""
+def _cut_log(path: Path, first: int) -> None:
+    """Drop the rows that a killed run wrote after its checkpoint."""
     if path.exists():
         rows = [row for row in path.read_text(encoding="utf-8").splitlines() if row.endswith("}")]
         kept = [row for row in rows if json.loads(row)["step"] < first]
         write_bytes(path, "".join(f"{row}\n" for row in kept).encode())
-    return path.open("a", encoding="utf-8")

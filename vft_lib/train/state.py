@@ -1,5 +1,5 @@
-"""What a run holds beside the network: AdamW, Muon for hidden matrices, the running average, and the
-files that keep all of it."""
+"""What a run holds beside the network: AdamW, Muon for hidden matrices, the running average; and
+the files that keep all of it."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def save(
     path: Path, module: nn.Module, ema: EMA, opts: list[torch.optim.Optimizer], recipe: str,
     state: State,
 ) -> None:  # fmt: skip
-    """Write `path` and the optimizers' moments. Those lie apart, in a file named after the step: a run that is killed between the two files
-    finds the moments of the checkpoint that is there."""
+    """Write `path` and the optimizers' moments. Those lie apart, in a file named after the step: a
+    run that is killed between the two files finds the moments of the checkpoint that is there."""
     meta = {"step": state.step, "seconds": state.seconds, "progress": state.progress,
             "recipe": recipe}  # fmt: skip
     moments = {

@@ -78,7 +78,9 @@ def _fixed(function: Callable[..., Tensor], width: int) -> Callable[..., Tensor]
         return function(width, *(x.reshape(*x.shape[:-1], width) for x in tensors))
 
     name = f"{function.__name__}_{width}"
-    return FunctionType(run.__code__.replace(co_name=name), globals(), name, None, run.__closure__)
+    return FunctionType(
+        run.__code__.replace(co_name=name), run.__globals__, name, None, run.__closure__
+    )
 
 
 @fused
