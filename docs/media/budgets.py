@@ -1,5 +1,5 @@
 """`python docs/media/budgets.py PACK CLIP` draws the README's moving picture: a held-out real clip
-of a pack (`vft train pack`) beside what a tokenizer makes of it at several budgets."""
+of a pack (`vft train pack`) beside what the tokenizer `small` makes of it at several budgets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from vft_lib.video.frames import fit_frame
 SIDE, GAP, LABEL = 192, 6, 22  # pixels
 
 
-def main(pack: str, name: str) -> None:
-    tok = vft_lib.load_tokenizer("default")
+def main(pack: str, name: str, tokenizer: str = "small") -> None:
+    tok = vft_lib.load_tokenizer(tokenizer)
     c = tok.config
     frames = load_pack(pack, "held").clips[name][:33]
     fitted = np.stack([fit_frame(f, (c.size, c.size), "crop") for f in frames])
     clip = torch.from_numpy(fitted).permute(3, 0, 1, 2).float()[None] / 127.5 - 1
     tokens = tok.encode(clip)
-    budgets = [k for k in (1, 4, 16, 64, 256) if k <= c.registers]
+    budgets = [k for k in (4, 16, 32, 128) if k <= c.registers]
     shown = [(clip[0], "original")]
     for k in budgets:
         cut = tokens.truncate(k)

@@ -49,7 +49,8 @@ class GatedMLP(nn.Module):
         self.fc2 = ops.Linear(c.hidden, c.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(swiglu(self.fc1.out_features, self.fc1(x), self.fc3(x)))
+        a, b = self.fc1(x), self.fc3(x)
+        return self.fc2(swiglu(a.shape[-1], a, b))
 
 
 class Block(nn.Module):
