@@ -128,6 +128,19 @@ def test_in_pieces_it_is_the_same(vae: VideoAutoencoder, at_once: int) -> None:
     assert torch.allclose(vae.decode(latents, at_once), vae.decode(latents), atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_blocks_that_work_on_parts_give_the_same(
+    vae: VideoAutoencoder, monkeypatch: pytest.MonkeyPatch, at_once: int | None
+) -> None:
+    video = torch.rand(2, 3, 9, 32, 40) * 2 - 1
+    latents = vae.encode(video)
+    expected = vae.decode(latents)
+    monkeypatch.setattr("vft_lib.autoencoder.vae.PART", 1)  # one frame, four rows
+    assert torch.allclose(vae.encode(video, at_once), latents, atol=1e-5)
+    assert torch.allclose(vae.decode(latents, at_once), expected, atol=1e-5)
+
+
 def test_in_pieces_it_takes_less_memory() -> None:
     """What is alive at once, in a large enough picture, counted by the profiler."""
     vae = VideoAutoencoder(VAEConfig(16, (1, 1, 2, 2), 1, 1, 4)).requires_grad_(False)

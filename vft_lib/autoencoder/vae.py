@@ -17,91 +17,11 @@ from torch.nn import functional as F
 from ..config.tokenizer import VAEConfig
 from ..errors import VftError
 from ..transformer import fused
+from .convolutions import Conv2d, Conv3d, Past, SpaceUp, TemporalConv, TimeDown, TimeUp
+from .winograd import TILE
 
 FRONT_FRAMES = 3  # copies of the first frame put in front of a clip, so that T + 3 = 4t
-
-Past = dict[nn.Module, Tensor]
-"""The last frames that each causal layer has seen of a clip that comes piece by piece."""
-
-
-def with_front(layer: nn.Module, x: Tensor, frames: int, past: Past | None) -> Tensor:
-    """`x` `[B,T,...,C]` with the `frames` before it: zeros where the clip begins."""
-    before = None if past is None else past.get(layer)
-    if before is None:
-        before = x.new_zeros(x.shape[0], frames, *x.shape[2:])
-    x = torch.cat([before, x], dim=1)
-    if past is not None:
-        past[layer] = x[:, -frames:].clone()  # a view would keep all of x
-    return x
-
-
-def side_by_side(x: Tensor, frames: int, stride: int = 1) -> Tensor:
-    """`frames` neighbouring frames of `x` `[B,T,...,C]` in the channels of one: their convolution
-    over time is then a matrix product, which a GPU's libraries do best, backwards too."""
-    count = (x.shape[1] - frames) // stride + 1
-    parts = [x[:, i : i + stride * (count - 1) + 1 : stride] for i in range(frames)]
-    return torch.cat(parts, dim=-1)
-
-
-def flat_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution with `weight` `[O,I,k,3,3]` of frames that lie :func:`side_by_side`
-    `[B,T,H,W,k·I]` -> `[B,T,H,W,O]`."""
-    b = len(x)
-    kernel = weight.transpose(1, 2).flatten(1, 2)  # (O, k·I, 3, 3)
-    y = F.conv2d(x.flatten(0, 1).permute(0, 3, 1, 2), kernel, bias, padding=1)
-    return y.permute(0, 2, 3, 1).unflatten(0, (b, -1))
-
-
-class Conv2d(nn.Module):
-    """k x k convolution of each frame."""
-
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, ops: Any = nn) -> None:
-        super().__init__()
-        # A strided convolution pads right and bottom only, as VidTok does.
-        self.conv = ops.Conv2d(
-            c_in, c_out, kernel, stride=stride, padding=kernel // 2 if stride == 1 else 0
-        )
-        self.stride = stride
-
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        b, t = x.shape[:2]
-        x = x.flatten(0, 1).permute(0, 3, 1, 2)  # (B·T, C, H, W), channels-last in memory
-        x = F.pad(x, (0, 1, 0, 1)) if self.stride > 1 else x
-        return self.conv(x).permute(0, 2, 3, 1).unflatten(0, (b, t))
-
-
-class TemporalConv(nn.Module):
-    """Causal convolution over three frames, per pixel."""
-
-    def __init__(self, channels: int, ops: Any = nn) -> None:
-        super().__init__()
-        self.conv = ops.Conv2d(channels, channels, (3, 1))
-
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        h = x.shape[2]
-        x = with_front(self, x.flatten(2, 3), 2, past)  # (B, 2+T, H·W, C)
-        if fused.active():
-            weight = self.conv.weight[..., 0].transpose(1, 2).flatten(1)  # (C, 3·C)
-            return F.linear(side_by_side(x, 3), weight, self.conv.bias).unflatten(2, (h, -1))
-        return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).unflatten(2, (h, -1))
-
-
-class Conv3d(nn.Module):
-    """3x3x3 convolution, causal in time: `front` frames before those that come in."""
-
-    def __init__(
-        self, c_in: int, c_out: int, time_stride: int = 1, front: int = 2, ops: Any = nn
-    ) -> None:
-        super().__init__()
-        self.conv = ops.Conv3d(c_in, c_out, 3, stride=(time_stride, 1, 1), padding=(0, 1, 1))
-        self.front = front
-
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        x = with_front(self, x, self.front, past)
-        if fused.active():
-            y = side_by_side(x, 3, self.conv.stride[0])
-            return flat_conv3d(y, self.conv.weight, self.conv.bias)
-        return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+PART = 16 << 20  # bytes of activations that a residual block works on at a time, on a CPU
 
 
 def channel_norm(channels: int, ops: Any = nn) -> nn.Module:
@@ -130,8 +50,24 @@ class ResBlock(nn.Module):
         self.norm1, self.conv1 = channel_norm(c_in, ops), conv(c_in)
         self.norm2, self.conv2 = channel_norm(c_out, ops), conv(c_out)
         self.skip = nn.Identity() if c_in == c_out else Conv2d(c_in, c_out, 1, ops=ops)
+        self.apart = {"2d": 1, "1d": 2}.get(kind)  # the axis whose places do not see each other
+        self.widths = c_in, c_out
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
+        if self.apart is None or x.device.type != "cpu" or torch.is_grad_enabled():
+            return self._whole(x, past)
+        # A few frames or rows at a time: their activations stay in the cache, and in memory that
+        # the process has already.
+        place = x[..., 0].numel() // x.shape[self.apart] * max(self.widths) * x.element_size()
+        size = max(1, PART // (TILE * place)) * TILE if self.apart == 2 else max(1, PART // place)
+        if size >= x.shape[self.apart]:
+            return self._whole(x, past)
+        y = x.new_empty(*x.shape[:-1], self.widths[1])
+        for i, (part, out) in enumerate(zip(x.split(size, self.apart), y.split(size, self.apart))):
+            out.copy_(self._whole(part, None if past is None else past.setdefault((self, i), {})))
+        return y
+
+    def _whole(self, x: Tensor, past: Past | None) -> Tensor:
         h = self.conv1(activated(self.norm1, x), past)
         h = self.conv2(activated(self.norm2, h), past)
         return h.add_(self.skip(x))
@@ -160,84 +96,6 @@ class Middle(nn.Module):
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         return self.block2(self.attention(self.block1(x, past)), past)
-
-
-class TimeDown(nn.Module):
-    """Halves time: a learned mix of the mean of three frames and a strided convolution.
-
-    Both look at ONE zero frame in front, unlike the two of the stride-1 convolutions, and the
-    mean counts that zero.
-    """
-
-    def __init__(self, channels: int, ops: Any = nn) -> None:
-        super().__init__()
-        self.conv = Conv3d(channels, channels, time_stride=2, front=0, ops=ops)
-        self.mix = nn.Parameter(torch.full((1,), 2.0))
-
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        padded = with_front(self, x, 1, past)
-        mean = (padded[:, 0:-2:2] + padded[:, 1:-1:2]).add_(padded[:, 2::2]).div_(3)
-        return torch.lerp(self.conv(padded), mean, torch.sigmoid(self.mix).to(x))
-
-
-class TimeUp(nn.Module):
-    """Doubles time: every frame twice, then a learned mix of that and a causal convolution.
-
-    Of the three frames under the kernel two are always the same one, so their weights are summed
-    first: over frames i-1 and i, (w0+w1, w2) makes frame 2i and (w0, w1+w2) frame 2i+1. Two thirds
-    of the work.
-    """
-
-    def __init__(self, channels: int, ops: Any = nn) -> None:
-        super().__init__()
-        self.conv = Conv3d(channels, channels, ops=ops)
-        self.mix = nn.Parameter(torch.full((1,), 2.0))
-
-    def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
-        conv = self.conv.conv
-        w0, w1, w2 = conv.weight.float().unbind(2)  # (C, C, 3, 3) each
-        both = torch.cat([torch.stack([w0 + w1, w2], 2), torch.stack([w0, w1 + w2], 2)])
-        padded, bias = with_front(self, x, 1, past), conv.bias.repeat(2).to(x)
-        if fused.active():
-            y = flat_conv3d(side_by_side(padded, 2), both.to(x), bias)
-        else:
-            padded = padded.permute(0, 4, 1, 2, 3)  # (B, C, 1+T, H, W)
-            y = F.conv3d(padded, both.to(x), bias, padding=(0, 1, 1)).permute(0, 2, 3, 4, 1)
-        y = y.unflatten(4, (2, -1)).movedim(4, 2)  # (B, T, 2, H, W, C)
-        return torch.lerp(y, x[:, :, None], torch.sigmoid(self.mix).to(x)).flatten(1, 2)
-
-
-class SpaceUp(nn.Module):
-    """Doubles space: nearest neighbour, then a 3x3 convolution.
-
-    Of the nine pixels under the kernel only four differ; with the weights of equal ones summed,
-    each of a pixel's four children takes a 2x2 convolution: four ninths of the work.
-    """
-
-    def __init__(self, channels: int, ops: Any = nn) -> None:
-        super().__init__()
-        self.conv = Conv2d(channels, channels, 3, ops=ops)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, h, w, c = x.shape
-        conv, flat = self.conv.conv, x.flatten(0, 1).permute(0, 3, 1, 2)  # (B·T, C, H, W)
-        y = x.new_empty(b * t, h, 2, w, 2, c)
-        for i in (0, 1):
-            rows = _summed(conv.weight.float(), 2, i)
-            for j in (0, 1):
-                kernel = _summed(rows, 3, j)
-                shifted = F.pad(flat, (1 - j, j, 1 - i, i))
-                y[:, :, i, :, j] = F.conv2d(
-                    shifted, kernel.to(x), conv.bias.to(x)
-                ).permute(0, 2, 3, 1)  # fmt: skip
-        return y.view(b, t, 2 * h, 2 * w, c)
-
-
-def _summed(weight: Tensor, dim: int, child: int) -> Tensor:
-    """Three taps on doubled pixels as two on single ones: (w0, w1+w2) for the first child of a
-    pixel, which sees its left neighbour, (w0+w1, w2) for the second, which sees its right."""
-    w0, w1, w2 = weight.unbind(dim)
-    return torch.stack([w0, w1 + w2] if child == 0 else [w0 + w1, w2], dim)
 
 
 class Level(nn.Module):
