@@ -121,7 +121,8 @@ def _model_input(kind: str) -> io.Input:
 
 
 def file_of(name: str, kind: str) -> Path:
-    return resolve(name, kind) if name in EMBEDDED[kind] else host.model_path(name)
+    embedded = name in tuple(EMBEDDED[kind])  # of a prompt, so anything at all
+    return resolve(name, kind) if embedded else host.model_path(name)
 
 
 def found(name: str, kind: str) -> bool | str:
