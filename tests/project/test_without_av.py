@@ -32,7 +32,11 @@ out = tok.decode(tok.encode(video).truncate(4), seed=0, steps=2)
 assert out.shape == video.shape == (1, 3, 9, 32, 32), (out.shape, video.shape)
 assert probe(clip).frames == 9
 assert main(["encode", clip, "-o", str(folder / "a.vft"), "--tokenizer", weights]) == 0
-run = ["--out", str(folder), "--no-real", "--preset", "tiny", "--device", "cpu", "--steps", "2"]
+pack = folder / "pack.zip"
+real = ["--real", str(Path(clip).parent), "--size", "32", "--processes", "1"]
+assert main(["train", "pack", "--out", str(pack), *real]) == 0
+run = ["--out", str(folder / "run"), "--pack", str(pack)]
+run += ["--preset", "tiny", "--device", "cpu", "--steps", "2"]
 for step in ("vae", "tokenizer", "prior"):
     assert main(["train", step, *run]) == 0
 video = folder / "video.mp4"
@@ -46,9 +50,11 @@ assert sorted(p.name for p in folder.glob("*.mp4")) == ["video.mp4"]
 
 @pytest.mark.slow
 def test_pictures_tensors_and_training_need_no_pyav(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    clip = tmp_path / "clip.webp"
-    first, *more = [Image.fromarray(frame) for frame in moving_picture(9, 40, 48)]
-    first.save(clip, save_all=True, append_images=more, duration=125, lossless=True)
+    clip = tmp_path / "clips" / "clip.webp"
+    clip.parent.mkdir()
+    for file, size in ((clip, (40, 48)), (clip.with_name("other.webp"), (48, 40))):
+        first, *more = [Image.fromarray(frame) for frame in moving_picture(9, *size)]
+        first.save(file, save_all=True, append_images=more, duration=125, lossless=True)
     run = subprocess.run(
         [sys.executable, "-c", RUN, str(tiny_checkpoint), str(clip), str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
