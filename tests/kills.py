@@ -53,7 +53,7 @@ from vft_lib.checkpoints import checkpoint, convert
 from vft_lib.cli import vft as cli
 from vft_lib.models import hub, hub_files, loading
 from vft_lib.clips import stream
-from vft_lib.train import loop, presets, tokenizer, vae
+from vft_lib.train import loop, presets, run, tokenizer, vae
 from published import SMALL_VAE, VAE_ID
 convert.VAES[VAE_ID] = SMALL_VAE
 for line in sys.stdin:
@@ -283,6 +283,7 @@ def cases(folder: Path) -> Iterator[tuple[list[Case], Starter]]:
     ]
     trained: dict[str, Callable[[Path], object]] = {
         r"(vae|tokenizer|prior)/checkpoint\.safetensors": safetensors_whole,
+        r"(vae|tokenizer|prior)/optimizer-\d+\.safetensors": safetensors_whole,
         r"(vae|tokenizer|prior)/log\.jsonl": rows_whole,
         r"latents\.(f16|done)": lambda file: None,
         r"(vae|tokenizer|prior)/samples-\d+\.png": lambda file: Image.open(file).load(),
@@ -310,10 +311,10 @@ def cases(folder: Path) -> Iterator[tuple[list[Case], Starter]]:
                  loads=lambda out: load_tokenizer(out / "m.safetensors")),
             download(hub),
             Case("train vae", ["train", "vae", "--out", "{out}", *train], working=trained,
-                 loose=r"vae/(log\.jsonl|checkpoint\.safetensors)"),
+                 loose=r"vae/(log\.jsonl|checkpoint\.safetensors|optimizer-.*)"),
             Case("train tokenizer", ["train", "tokenizer", "--out", "{out}", *train],
                  before=base, working=trained,
-                 loose=r"tokenizer/(log\.jsonl|checkpoint\.safetensors)",
+                 loose=r"tokenizer/(log\.jsonl|checkpoint\.safetensors|optimizer-.*)",
                  loads=lambda out: load_tokenizer(out / "tokenizer.safetensors")),
         ]  # fmt: skip
         yield every, starter

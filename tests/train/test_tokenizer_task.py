@@ -6,8 +6,9 @@ import torch
 from conftest import TINY
 from train_tasks import tokenizer_task
 
+from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.train.loop import step_generator
-from vft_lib.train.places import places
+from vft_lib.train.places import places, start_registers_at_places
 
 
 def test_alignment_teaches_the_decoder_and_the_encoder() -> None:
@@ -42,6 +43,30 @@ def test_some_codes_of_every_second_clip_are_its_neighbour_s() -> None:
     share = foreign.float().mean((1, 2))
     assert 0.4 < (share == 0).float().mean() < 0.6
     assert 0.25 < share.max() < 0.5
+
+
+def test_registers_share_the_position_vectors_of_their_places() -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(TINY)
+    encoder, decoder = tokenizer.encoder, tokenizer.decoder
+    with torch.no_grad():
+        for table in (encoder.patch_posemb.table, decoder.patch_posemb.table):
+            table.normal_()
+        encoder.registers.normal_()
+    before, kept = encoder.registers.clone(), decoder.register_posemb.table.clone()
+    start_registers_at_places(encoder, decoder)
+    added = (encoder.registers - 0.5 * before)[0]  # (K, d)
+    rows, columns = (encoder.patch_posemb.table[axis, 0].T for axis in (1, 2))
+    assert torch.allclose(added[0], rows[2] + columns[2], atol=1e-5), "the middle of 4 x 4"
+    quarters = {(y, x) for y in (1, 3) for x in (1, 3)}
+    found = {
+        place for place in quarters for vector in added[1:5]
+        if torch.allclose(vector, rows[place[0]] + columns[place[1]], atol=1e-5)
+    }  # fmt: skip
+    assert found == quarters
+    moved = decoder.register_posemb.table
+    assert torch.equal(moved[0], kept[0]), "time is left as it was"
+    assert not torch.equal(moved[1], kept[1])
 
 
 def test_registers_begin_at_places_coarse_to_fine() -> None:

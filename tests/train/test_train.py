@@ -236,8 +236,13 @@ def test_a_window_ends_in_time_and_the_next_goes_on_from_it(tmp_path: Path) -> N
         assert json.loads(f.metadata()["train"])["progress"] == 1
     again = train(vae_task(), SCHEDULE, tmp_path, device=CPU, window=Window(0.03))
     assert any(not torch.equal(again[k], first[k]) for k in first)
-    near = [float((again[k] - first[k]).norm() / first[k].norm()) for k in first if "conv" in k]
+    kernels = [k for k, v in first.items() if v.ndim > 2]
+    near = [float((again[k] - first[k]).norm() / first[k].norm()) for k in kernels]
     assert max(near) < 1, "the second window began anew"
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps[: len(rows)] == [row["step"] for row in rows], "the first window's log is kept"
+    assert steps[-1] > rows[-1]["step"]
+    assert steps == sorted(set(steps)), "steps, and with them the batches, are new ones"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
@@ -252,6 +257,20 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path
         train(task, SCHEDULE, tmp_path, device=CPU)
     assert "\n" not in str(e.value)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_no_checkpoint_is_written_of_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    """With a checkpoint after each step, the last one is of the step before."""
+    task = vae_task()
+    forward = task.forward
+    task.forward = lambda step, **k: {  # type: ignore[method-assign]
+        name: value * (math.nan if step == 3 else 1) for name, value in forward(step, **k).items()
+    }
+    with pytest.raises(VftError, match="the loss is nan"):
+        train(task, SCHEDULE, tmp_path, device=CPU, every=0.0)
+    with safe_open(tmp_path / "checkpoint.safetensors", "pt") as f:
+        assert json.loads(f.metadata()["train"])["step"] == 3
+        assert all(f.get_tensor(k).isfinite().all() for k in f.keys())  # noqa: SIM118
 
 
 def test_a_frozen_autoencoder_encoder_keeps_the_latents(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,44 @@ def test_more_clips_extend_what_is_there(tmp_path: Path) -> None:
     assert torch.allclose(again[0], both.latents[70].float(), atol=1e-2)
 
 
+@pytest.mark.slow
+def test_one_window_trains_all_three_and_a_second_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--out", str(tmp_path), "--no-real", "--minutes", "0.3", *TINY]
+    began = time.monotonic()
+    assert main(["train", "all", *run]) == 0
+    assert time.monotonic() - began < 18 + 30, "what is left over for files and pictures"
+    stages = ("vae", "tokenizer", "prior")
+    logs = [(tmp_path / stage / "log.jsonl").read_text() for stage in stages]
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.safetensors", device="cpu")
+    load_prior(tmp_path / "prior.safetensors", device="cpu").bind(tokenizer)
+    assert "steps in 0.1 minutes" in "".join(capsys.readouterr())
+    assert main(["train", "vae", *run[:3], "--minutes", "0.05", *TINY]) == 0
+    assert (tmp_path / "vae/log.jsonl").read_text().startswith(logs[0])
+
+
+@pytest.mark.slow
+def test_a_new_decoder_of_the_autoencoder_leaves_the_ids_as_they_are(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    few = ["--no-real", "--steps", "3", *TINY]
+    for step in ("vae", "tokenizer"):
+        assert main(["train", step, "--out", str(first), *few]) == 0
+    old = first / "tokenizer.safetensors"
+    frozen = ["--init", str(old), "--freeze-encoder"]
+    assert main(["train", "vae", "--out", str(second), *frozen, *few]) == 0
+    one, other = (
+        load_tokenizer(f / "tokenizer.safetensors", device="cpu") for f in (first, second)
+    )
+    video = torch.from_numpy(make_clip(3, frames=17, size=32).video).permute(3, 0, 1, 2)[None]
+    video = video.float() / 127.5 - 1
+    assert torch.equal(one.vae.encode(video), other.vae.encode(video))
+    tokens = one.encode(video)
+    assert torch.equal(tokens.ids, other.encode(video).ids)
+    latents = one.vae.encode(video)
+    assert not torch.equal(one.vae.decode(latents), other.vae.decode(latents))
+
+
 def test_tokenizer_before_vae_says_what_to_run_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,8 +137,11 @@ def test_tokenizer_before_vae_says_what_to_run_first(
     assert "vft train vae" in capsys.readouterr().err
     assert main(["train", "vae", "--no-real", "--out", str(tmp_path), "--preset", "huge"]) == 2
     assert "nano" in capsys.readouterr().err
-    assert main(["train", "tokenizer", "--out", str(tmp_path), "--freeze-encoder"]) == 2
-    assert "--init" in capsys.readouterr().err
+    for step in ("vae", "tokenizer"):
+        assert main(["train", step, "--out", str(tmp_path), "--freeze-encoder", *TINY]) == 2
+        assert "--init" in capsys.readouterr().err
+    assert main(["train", "all", "--out", str(tmp_path), "--no-real", *TINY]) == 2
+    assert "--minutes" in capsys.readouterr().err
 
 
 def test_held_out_clips_stay_held_out(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def run_clips(
     seeds = [int(s) for s in rng.integers(HELD_OUT_SEEDS.stop, 1 << 40, clips)]
     c = recipe.config
     footage = Footage(None, Worlds(seeds, c.chunk_frames, c.size))
-    folder = out / f"judge-{tokenizer.fingerprint}"
+    folder = out / f"judge-{tokenizer.fingerprint}-{recipe.schedule.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     data = encode_dataset(
         c, tokenizer.vae, footage, clips, 1.0, recipe.schedule.seed, tokenizer.device, dtype, folder

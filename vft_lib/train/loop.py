@@ -124,8 +124,9 @@ def train(
     """Run `schedule` to its end, or as much of it as fits into `window`, and return the EMA
     weights.
 
-    `out` receives `log.jsonl` (one line every ten steps), `checkpoint.safetensors` (weights and
-    their average) and `optimizer-STEP.safetensors` (at least every `every` seconds), and strips.
+    `out` receives `log.jsonl` (a line every ten steps and at each checkpoint),
+    `checkpoint.safetensors` (weights and their average) and `optimizer-STEP.safetensors` (both at
+    least every `every` seconds), and strips.
     If a checkpoint is there, training goes on from it; a window that follows a finished run begins
     in the middle of the schedule. Under torchrun each process takes its own share of the randomness
     and gradients are averaged. Weights are cast to `dtype` for the forward and backward pass and
@@ -145,12 +146,11 @@ def train(
     if rank == 0:  # weights, their average, two moments; twice, as the old one stays meanwhile
         size = 4 * sum(v.nbytes for v in module.state_dict().values())
         check_place(checkpoint, size if checkpoint.exists() else 2 * size)
-    state = State(0, 0.0, 0.0)
+    state, warm = State(0, 0.0, 0.0), 0  # warm: the step at which the learning rate begins to rise
     if checkpoint.exists():
         state = load(checkpoint, module, ema, opts, recipe if window is None else None)
-        if window is not None:
-            over = state.progress >= 1
-            state = State(0, state.seconds, 0.5) if over else state
+        if window is not None and state.progress >= 1:
+            state, warm = State(state.step, state.seconds, 0.5), state.step
     first, spent = state.step, state.seconds
     start = max(state.progress, 0.0 if window is None else window.start)
     log = out / "log.jsonl"
@@ -172,7 +172,9 @@ def train(
         for opt in opts:
             for group in opt.param_groups:
                 peak = group.setdefault("peak", group["lr"])
-                group["lr"] = peak * schedule.scale(step, None if limit is None else progress)
+                group["lr"] = peak * schedule.scale(
+                    step - warm, None if limit is None else progress
+                )
         losses = _forward(module, dtype, step=step, progress=progress,
                           generator=step_generator(schedule.seed, step, rank, device))  # fmt: skip
         losses["loss"].backward()
@@ -206,7 +208,7 @@ def train(
                     timed = step, now
                 elif step >= timed[0] + 2 * LOG_EVERY and timed[1] > 0 and rank == 0:
                     each = (now - timed[1]) / (step - timed[0])
-                    total = step + int((limit - (now - began)) / each)
+                    total = step - first + int((limit - (now - began)) / each)
                     bar.write(f"{each:.3f} s a step: {total:,} steps in {limit / 60:.1f} minutes")
                     timed = step, 0.0  # said once
             smooth = {k: 0.9 * smooth.get(k, v) + 0.1 * v for k, v in row.items()}

@@ -88,7 +88,8 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
         old = load_tokenizer(init, dtype=torch.float32)
         old.vae.load_state_dict(task.vae.state_dict())
         path = run.out / "tokenizer.safetensors"
-        save_tokenizer(path, old.config, old.state_dict(), torch.float16)
+        if join_group(run.device)[0] == 0:
+            save_tokenizer(path, old.config, old.state_dict(), torch.float16)
         return path
     generator = torch.Generator(run.device).manual_seed(7)
     clips = run.footage.draw(generator, 32, 17, r.size, 0.25)

@@ -1,0 +1,99 @@
+"""Training clips as latents: the same ones however often encoding is interrupted."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from vft_lib.autoencoder.vae import VideoAutoencoder
+from vft_lib.footage.bank import ClipBank
+from vft_lib.footage.footage import Footage, to_video
+from vft_lib.footage.textures import textures
+from vft_lib.footage.worlds import Worlds
+from vft_lib.train.dataset import BLOCK, Latents, encode_dataset, world_count
+
+CPU = torch.device("cpu")
+SHARE = 0.125  # eight worlds a block
+SEEDS = list(range(500, 540))
+
+
+@pytest.fixture(scope="module")
+def vae() -> VideoAutoencoder:
+    torch.manual_seed(0)
+    return VideoAutoencoder(TINY.vae).eval()
+
+
+@pytest.fixture(scope="module")
+def footage() -> Footage:
+    return Footage(ClipBank({}, textures(2, 40)), Worlds(SEEDS, 17, 32))
+
+
+def encode(
+    vae: VideoAutoencoder, footage: Footage, clips: int, folder: Path | None,
+    deadline: float | None = None,
+) -> Latents:  # fmt: skip
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+    return encode_dataset(
+        TINY, vae, footage, clips, SHARE, 3, CPU, torch.float32, folder, deadline=deadline
+    )
+
+
+def test_an_interrupted_encoding_goes_on_to_the_same_latents(
+    vae: VideoAutoencoder, footage: Footage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = encode(vae, footage, 2 * BLOCK, tmp_path / "whole")
+    draws, draw = [], footage.bank.draw if footage.bank else None
+    assert draw is not None and footage.bank is not None
+
+    def failing(*args: object, **kwargs: object) -> torch.Tensor:
+        draws.append(1)
+        if len(draws) == 6:  # in the second block
+            raise KeyboardInterrupt
+        return draw(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(footage.bank, "draw", failing)
+    with pytest.raises(KeyboardInterrupt):
+        encode(vae, footage, 2 * BLOCK, tmp_path / "parts")
+    assert (tmp_path / "parts/latents.done").read_text() == str(BLOCK)
+    monkeypatch.undo()
+    parts = encode(vae, footage, 2 * BLOCK, tmp_path / "parts")
+    assert torch.equal(parts.latents, whole.latents)
+    kept = encode(vae, footage, BLOCK, None)
+    assert torch.equal(kept.latents, whole.latents[:BLOCK]), "in memory as in files"
+
+
+@pytest.mark.slow
+def test_at_the_deadline_what_is_encoded_is_enough(vae: VideoAutoencoder, footage: Footage) -> None:
+    """At least four blocks: less is no data set."""
+    data = encode(vae, footage, 5 * BLOCK, None, deadline=time.monotonic() - 1)
+    assert len(data) == 4 * BLOCK
+    assert len(encode(vae, footage, BLOCK, None, deadline=time.monotonic() + 900)) == BLOCK
+
+
+def test_each_procedural_clip_has_the_seed_it_was_drawn_from(
+    vae: VideoAutoencoder, footage: Footage
+) -> None:
+    data = encode(vae, footage, 2 * BLOCK, None)
+    seeds = data.seeds(SEEDS)
+    assert len(seeds) == len(data) == 2 * BLOCK
+    first = [*range(8), *range(BLOCK, BLOCK + 8)]
+    assert [i for i, seed in enumerate(seeds) if seed is not None] == first
+    assert world_count(2 * BLOCK, SHARE) == 16
+    assert [seeds[i] for i in first] == SEEDS[:16]
+    assert footage.worlds is not None
+    with torch.no_grad():
+        expected = vae.encode(to_video(footage.worlds.clips([0, 9])))
+    assert torch.allclose(data.latents[[0, BLOCK + 1]].float(), expected, atol=1e-2)
+
+
+def test_footage_of_one_kind_fills_all_blocks(vae: VideoAutoencoder, footage: Footage) -> None:
+    none = Footage(footage.bank, None)
+    assert encode(vae, none, BLOCK, None).seeds([]) == [None] * BLOCK
+    worlds = Worlds(range(BLOCK), 17, 32)
+    only = encode(vae, Footage(None, worlds), BLOCK, None)
+    assert only.seeds(worlds.seeds) == list(range(BLOCK))
