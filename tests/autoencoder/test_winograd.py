@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vft_lib.autoencoder import winograd
+from vft_lib.autoencoder.convolutions import side_by_side
 from vft_lib.autoencoder.vae import VideoAutoencoder
 from vft_lib.config.tokenizer import VAEConfig
 
@@ -50,7 +51,7 @@ def test_a_kernel_over_three_frames(frames: int, pixels: int) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_kernel_over_three_pictures(stride: int) -> None:
     x, weight, bias = numbers(2, 7, 8, 8, 4), numbers(6, 4, 3, 3, 3), numbers(6)
-    y = winograd.conv3d(x, weight, bias, stride)
+    y = winograd.conv3d(side_by_side(x, 3, stride), weight, bias)
     expected = F.conv3d(
         x.permute(0, 4, 1, 2, 3).double(), weight.double(), bias.double(),
         stride=(stride, 1, 1), padding=(0, 1, 1),

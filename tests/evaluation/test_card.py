@@ -23,9 +23,9 @@ from vft_lib.evaluation.curves import (
     measure,
 )
 from vft_lib.evaluation.learned import FeatureNetwork
+from vft_lib.footage.footage import to_video
 from vft_lib.footage.pack import load_pack
 from vft_lib.footage.packing import Recipe, write_pack
-from vft_lib.footage.real import to_video
 from vft_lib.measure.codecs import available
 from vft_lib.measure.metrics import psnr
 from vft_lib.tokenizer.tokenizer import Tokenizer

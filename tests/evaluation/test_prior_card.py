@@ -19,7 +19,7 @@ from vft_lib.evaluation.judge import Judge, pixels_of, recipes
 from vft_lib.evaluation.prior_card import _budgets, _written
 from vft_lib.evaluation.probe import labels_of
 from vft_lib.evaluation.run_clips import decoded_video, run_clips
-from vft_lib.footage.real import to_video
+from vft_lib.footage.footage import to_video
 from vft_lib.prior.prior import Prior
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.train.loop import Schedule, train

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vft_lib.footage.real import to_video
+from vft_lib.footage.footage import to_video
 from vft_lib.measure import codecs
 from vft_lib.measure.codecs import Codec, Encoded
 from vft_lib.measure.metrics import psnr

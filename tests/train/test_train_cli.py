@@ -14,8 +14,8 @@ import torch
 
 from vft_lib.autoencoder.vae import VideoAutoencoder
 from vft_lib.cli.vft import main
-from vft_lib.footage.footage import Footage
-from vft_lib.footage.real import RealClips, to_video
+from vft_lib.footage.footage import Footage, to_video
+from vft_lib.footage.real import RealClips
 from vft_lib.footage.worlds import Worlds
 from vft_lib.models.loading import load_prior, load_tokenizer
 from vft_lib.train.dataset import Latents, encode_dataset

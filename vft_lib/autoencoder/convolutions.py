@@ -105,7 +105,8 @@ class Conv3d(nn.Module):
         if fused.active():
             return flat_conv3d(side_by_side(x, 3, self.conv.stride[0]), weight, self.conv.bias)
         if winograd.pays(x, weight):
-            return winograd.conv3d(x, weight.to(x), self.conv.bias.to(x), self.conv.stride[0])
+            y = side_by_side(x, 3, self.conv.stride[0])
+            return winograd.conv3d(y, weight.to(x), self.conv.bias.to(x))
         return self.conv(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
 
 

@@ -96,13 +96,11 @@ def conv2d(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
-def conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """Clips `[N,2+T,H,W,C]` with `[C',C,3,3,3]`, `stride` over time -> `[N,ceil(T/stride),H,W,C']`:
-    as frames of three times the channels."""
-    t = x.shape[1] - 2
-    seen = torch.cat([x[:, i : i + t : stride] for i in range(3)], dim=-1)
+def conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Clips `[N,T,H,W,3·C]`, three frames side by side in the channels of each, with
+    `[C',C,3,3,3]` -> `[N,T,H,W,C']`."""
     kernel = kernel2d(weight.transpose(1, 2).flatten(1, 2))
-    return conv2d(seen.flatten(0, 1), kernel, bias).unflatten(0, seen.shape[:2])
+    return conv2d(x.flatten(0, 1), kernel, bias).unflatten(0, x.shape[:2])
 
 
 def conv1d(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ import torch
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
 from ..files.atomic import write_bytes
-from ..footage.real import HELD_OUT_SEEDS, SUFFIXES, RealClips
+from ..footage.real import SUFFIXES, RealClips
+from ..footage.worlds import HELD_OUT_SEEDS
 from ..measure.codecs import available
 from ..models.loading import load_tokenizer
 from ..train.loop import autocast_dtype

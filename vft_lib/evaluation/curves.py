@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..footage.real import to_video
+from ..footage.footage import to_video
 from ..measure.codecs import Codec, Coded, Encoded
 from ..measure.metrics import psnr, ssim
 from ..tokenizer.tokenizer import Tokenizer

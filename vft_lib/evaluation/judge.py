@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..files.atomic import write_bytes
-from ..footage.real import to_video
+from ..footage.footage import to_video
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.loop import train
 from ..train.prior import HELD_OUT

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import VftError
-from ..train.features import FrozenFeatures
+from ..train.features import FrozenFeatures, unit_distance, unit_maps
 
 NETWORK = "lite2"  # training uses lite0
 SIDE = 260  # pixels of a side, as the network was trained
@@ -70,16 +70,15 @@ class FeatureNetwork:
                 x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
             found = self.network(x)
             pooled.append(found[POOLED].double().mean((2, 3)).cpu())
-            for stage, m in zip(maps, found):
-                stage.append(F.normalize(m, dim=1).cpu())
+            for stage, m in zip(maps, unit_maps(found)):
+                stage.append(m.cpu())
         return Features([torch.cat(stage) for stage in maps], torch.cat(pooled))
 
 
 def feature_distance(a: Features, b: Features) -> float:
     """0 (equal) to 4: the squared distance between unit vectors of features, averaged over the
     positions of a stage, then over stages and frames."""
-    stages = [(x - y).square().sum(1).mean() for x, y in zip(a.maps, b.maps)]
-    return float(torch.stack(stages).mean())
+    return float(unit_distance(a.maps, b.maps))
 
 
 class Frechet:

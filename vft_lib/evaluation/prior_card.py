@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..errors import VftError
 from ..files.atomic import replacing, write_bytes
-from ..footage.real import HELD_OUT_SEEDS
+from ..footage.worlds import HELD_OUT_SEEDS
 from ..models.loading import load_prior, load_tokenizer
 from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..footage.real import to_video
+from ..footage.footage import to_video
 from ..tokenizer.tokenizer import Tokenizer
 from ..world import world
 

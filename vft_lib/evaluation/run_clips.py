@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..footage.footage import Footage
-from ..footage.real import HELD_OUT_SEEDS, to_video
-from ..footage.worlds import Worlds
+from ..footage.footage import Footage, to_video
+from ..footage.worlds import Worlds, training_seeds
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.dataset import encode_dataset
@@ -80,8 +78,7 @@ def run_clips(
     """Procedural clips of the recipe's training set as latents `[N,C,t,h,w]` float16, kept in
     `out`, and their scenes by number."""
     clips = min(recipe.clips, JUDGED_CLIPS)
-    rng = np.random.default_rng(recipe.schedule.seed + 1)
-    seeds = [int(s) for s in rng.integers(HELD_OUT_SEEDS.stop, 1 << 40, clips)]
+    seeds = training_seeds(clips, recipe.schedule.seed + 1)
     c = recipe.config
     footage = Footage(None, Worlds(seeds, c.chunk_frames, c.size))
     folder = out / f"judge-{tokenizer.fingerprint}-{recipe.schedule.seed}"

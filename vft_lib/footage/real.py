@@ -1,8 +1,5 @@
-"""Training clips: the procedural world mixed with real moving pictures, cut the same way.
-
-Real pictures come from the preview clips of the package `comfyui-workflow-templates-media-video`
-(MIT), or from any folder. Every draw depends on a generator only, never on global state.
-"""
+"""Real clips of a folder, or of the package `comfyui-workflow-templates-media-video` (MIT), and
+which of them are held out."""
 
 from __future__ import annotations
 
@@ -13,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import VftError
@@ -23,7 +18,6 @@ from ..video.video_in import read_frames
 
 REAL_PACKAGE = "comfyui_workflow_templates_media_video"
 MARGIN = 1.25  # real frames are kept a little larger than the model's size, to crop from
-HELD_OUT_SEEDS = range(1_000_000)  # worlds that training never sees
 SUFFIXES = {".webp", ".gif", ".mp4", ".webm", ".mkv", ".mov", ".avi"}
 
 
@@ -81,8 +75,3 @@ def _package_folder() -> Path:
             "install it, name a folder with --real DIR, or pass --no-real"
         )
     return Path(spec.submodule_search_locations[0])
-
-
-def to_video(clips: list[np.ndarray]) -> Tensor:
-    """uint8 `[T,H,W,3]` each -> float32 `[B,3,T,H,W]` in [-1,1]."""
-    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1

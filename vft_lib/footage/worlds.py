@@ -16,6 +16,14 @@ from torch import Tensor
 from ..errors import VftError
 from ..world import world
 
+HELD_OUT_SEEDS = range(1_000_000)  # worlds that training never sees
+
+
+def training_seeds(count: int, seed: int) -> list[int]:
+    """Seeds of `count` worlds to train on."""
+    drawn = np.random.default_rng(seed).integers(HELD_OUT_SEEDS.stop, 1 << 40, count)
+    return [int(s) for s in drawn]
+
 
 class Worlds:
     """The clips of `seeds`, uint8 `[N,frames,size,size,3]`, drawn by `processes` processes from the

@@ -126,6 +126,18 @@ class FrozenFeatures(nn.Module):
         return maps
 
 
+def unit_maps(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps `[N,C,h,w]`, each position's vector scaled to length 1, in float32."""
+    return [F.normalize(m.float(), dim=1) for m in maps]
+
+
+def unit_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Of :func:`unit_maps`: the squared distance between vectors, averaged over the positions of a
+    map, then over maps: 0 to 4. Built like LPIPS (Zhang et al. 2018, arXiv 1801.03924) without its
+    learned weights."""
+    return torch.stack([(x - y).square().sum(1).mean() for x, y in zip(a, b)]).mean()
+
+
 def export(path: Path, weights: str = "lite0", dtype: torch.dtype = torch.float16) -> None:
     """Write the folded weights of an installed package (without its classifier) to `path`."""
     name, state = _read(weights)

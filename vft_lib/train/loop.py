@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -82,11 +81,6 @@ def step_generator(
     """The randomness of one step on one process: the same after any number of restarts."""
     number = ((seed * 1_000_003 + step) * 4_099 + rank) % (1 << 62)
     return torch.Generator(device).manual_seed(number)
-
-
-def host_rng(generator: torch.Generator) -> np.random.Generator:
-    """Random numbers for decisions on the host, drawn from the same seed: no wait for a device."""
-    return np.random.default_rng(generator.initial_seed())
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
@@ -234,18 +228,12 @@ def train(
 
 def _forward(module: Task, dtype: torch.dtype, **inputs: Any) -> dict[str, Tensor]:
     """One forward pass with the weights cast to `dtype`; gradients reach the float32 ones."""
-    with fusing(next(module.parameters()).is_cuda):
-        return _cast_forward(module, dtype, inputs)
-
-
-def _cast_forward(module: Task, dtype: torch.dtype, inputs: dict[str, Any]) -> dict[str, Tensor]:
-    if dtype == torch.float32:
-        return module(**inputs)
     cast = {
         k: p.to(dtype) for k, p in module.named_parameters()
-        if not any(part in k for part in module.exact)
+        if dtype != torch.float32 and not any(part in k for part in module.exact)
     }  # fmt: skip
-    return torch.func.functional_call(module, cast, kwargs=inputs)
+    with fusing(next(module.parameters()).is_cuda):
+        return torch.func.functional_call(module, cast, kwargs=inputs)
 
 
 def _average_gradients(module: nn.Module, world: int) -> None:

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from ..config.prior import PriorConfig
 from ..errors import VftError
+from ..footage.footage import host_rng
 from ..measure.sheets import save_strip
 from ..prior.prior import Prior, time_first
 from ..prior.text import split_words
 from ..tokenizer.tokenizer import Tokenizer
 from ..world import captions, world
-from .loop import Schedule, Task, host_rng
+from .loop import Schedule, Task
 
 HELD_OUT = 32  # of so many clips, the last is kept for validation
 SHOWN = (

@@ -7,14 +7,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..autoencoder.vae import VideoAutoencoder
 from ..checkpoints.checkpoint import load_vae, save_prior, save_tokenizer, save_vae
 from ..errors import VftError
 from ..footage.footage import Footage
-from ..footage.worlds import Worlds
+from ..footage.worlds import Worlds, training_seeds
 from ..models.loading import load_prior, load_tokenizer
 from ..tokenizer.tokenizer import Tokenizer
 from .dataset import Latents, encode_dataset, world_count
@@ -24,8 +23,6 @@ from .presets import Preset
 from .prior import PriorTask
 from .tokenizer import TokenizerTask, encode_ids
 from .vae import VAETask, fold_latent_scale
-
-FIRST_SEED = 1_000_000  # worlds below are held out
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,7 @@ def draw_worlds(preset: Preset, processes: int, alone: bool = False) -> Worlds |
     count = world_count(r.clips, 1.0 if alone else r.world_share)
     if not count:
         return None
-    rng = np.random.default_rng(r.schedule.seed + 1)
-    seeds = [int(s) for s in rng.integers(FIRST_SEED, 1 << 40, count)]
+    seeds = training_seeds(count, r.schedule.seed + 1)
     return Worlds(seeds, r.config.chunk_frames, r.config.size, processes)
 
 
@@ -138,7 +134,7 @@ def train_tokenizer(
     if run.stop_after is not None:
         return out / "checkpoint.safetensors"
     weights = {k: v for k, v in weights.items() if not k.startswith("alignment.")}
-    weights |= {f"vae.{k}": v for k, v in vae.float().state_dict().items()}
+    weights |= {f"vae.{k}": v for k, v in vae.state_dict().items()}
     assert weights.keys() == Tokenizer(r.config).state_dict().keys()
     path = run.out / "tokenizer.safetensors"
     if join_group(device)[0] == 0:

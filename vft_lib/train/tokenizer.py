@@ -8,6 +8,7 @@ network (REPA, arXiv 2410.06940). Nothing tells the tokens what a clip shows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +24,12 @@ from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
 from ..files.atomic import write_bytes
+from ..footage.footage import host_rng
 from ..measure.sheets import save_strip
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from .dataset import Latents
-from .loop import Schedule, Task, host_rng
+from .loop import Schedule, Task
 from .places import start_registers_at_places
 
 
@@ -158,10 +160,9 @@ class TokenizerTask(Task):
         loss = each.mean()
         out["flow"] = each.detach().mean()
         if self.alignment is not None and self.given.features is not None:
-            p, (t, h, w) = self.decoder.patch_size, self.recipe.config.latent_shape[1:]
-            grid = (t // p[0], h // p[1], w // p[2])
-            patches = grid[1] * grid[2]
-            hidden = torch.cat([n[:, :, :patches] for n in self.noted]).unflatten(2, grid[1:])
+            (_, ph, pw), (h, w) = self.decoder.patch_size, self.recipe.config.latent_shape[2:]
+            grid = h // ph, w // pw
+            hidden = torch.cat([n[:, :, : math.prod(grid)] for n in self.noted]).unflatten(2, grid)
             self.noted.clear()
             features = (self.given.features[place].to(device) - self.mean) / self.std
             align = self.alignment(hidden, features).mean()

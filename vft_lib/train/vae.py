@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import VAEConfig
-from ..footage.footage import Footage
+from ..footage.footage import Footage, host_rng
 from ..measure.sheets import save_strip
-from .features import FrozenFeatures
-from .loop import Schedule, Task, host_rng
+from .features import FrozenFeatures, unit_distance, unit_maps
+from .loop import Schedule, Task
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class VAETask(Task):
         if self.features[0] is not None and r.perceptual:
             chosen = host_rng(generator).choice(frames, min(frames, r.judged), replace=False)
             pair = [v[:, :, chosen].transpose(1, 2).flatten(0, 1).to(weight.dtype) for v in (y, x)]
-            seen = feature_distance(self.features[0], *pair)
+            with torch.no_grad():
+                wanted = unit_maps(self.features[0](pair[1]))
+            seen = unit_distance(unit_maps(self.features[0](pair[0])), wanted)
             loss, out["seen"] = loss + r.perceptual * seen, seen.detach()
         with torch.no_grad():
             each = ((y.clamp(-1, 1) - x) ** 2).flatten(1).mean(1)
@@ -104,17 +106,6 @@ class VAETask(Task):
         x = self.footage.draw(generator, 4, 17, r.size, 0.25)
         y = self.vae.eval().decode(self.vae.encode(x))
         save_strip(out / f"samples-{step:06d}.png", [v for p in zip(x.cpu(), y.cpu()) for v in p])
-
-
-def feature_distance(features: FrozenFeatures, a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared distance between the features of frames `[N,3,H,W]`, each position's vector
-    scaled to unit length, mean over the strides (after LPIPS, Zhang et al. 2018, without its
-    learned weights). `b` takes no gradient."""
-    with torch.no_grad():
-        wanted = [F.normalize(m.float(), dim=1) for m in features(b)]
-    found = [F.normalize(m.float(), dim=1) for m in features(a)]
-    parts = [((p - q) ** 2).sum(1).mean() for p, q in zip(found, wanted)]
-    return torch.stack(parts).mean()
 
 
 @torch.no_grad()
