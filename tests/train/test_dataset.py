@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from safetensors.torch import save_file
 
 from vft_lib.autoencoder.vae import VideoAutoencoder
 from vft_lib.footage.bank import ClipBank
@@ -15,6 +16,9 @@ from vft_lib.footage.footage import Footage, to_video
 from vft_lib.footage.textures import textures
 from vft_lib.footage.worlds import Worlds
 from vft_lib.train.dataset import BLOCK, Latents, encode_dataset, world_count
+from vft_lib.train.features import FORMAT, FrozenFeatures, _folded
+
+from .test_features import made_up
 
 CPU = torch.device("cpu")
 SHARE = 0.125  # eight worlds a block
@@ -65,6 +69,22 @@ def test_an_interrupted_encoding_goes_on_to_the_same_latents(
     assert torch.equal(parts.latents, whole.latents)
     kept = encode(vae, footage, BLOCK, None)
     assert torch.equal(kept.latents, whole.latents[:BLOCK]), "in memory as in files"
+
+
+def test_features_that_were_not_asked_for_before_are_made(
+    vae: VideoAutoencoder, footage: Footage, tmp_path: Path
+) -> None:
+    """They would be zeros, in a file of the right size."""
+    network = tmp_path / "features.safetensors"
+    save_file(_folded(made_up()), network, {"format": FORMAT, "network": "lite0"})
+    plain = encode(vae, footage, BLOCK, tmp_path / "run")
+    seen = encode_dataset(
+        TINY, vae, footage, BLOCK, SHARE, 3, CPU, torch.float32, tmp_path / "run",
+        FrozenFeatures(network, (8,)),
+    )  # fmt: skip
+    assert torch.equal(seen.latents, plain.latents)
+    assert seen.features is not None
+    assert seen.features.flatten(1).abs().sum(1).min() > 0
 
 
 @pytest.mark.slow

@@ -71,8 +71,10 @@ def encode_dataset(
             FEATURE_GRID, FEATURE_GRID)  # fmt: skip
     rows = _rows(folder, "latents", (count, *c.latent_shape), device)
     seen = None if features is None else _rows(folder, "features", (count, *grid), device)
-    progress = None if folder is None else folder / "latents.done"
-    begin = int(progress.read_text()) if progress is not None and progress.exists() else 0
+    # A mark for each file: features may not have been asked for when the latents were made.
+    kept = ["latents"] if features is None else ["latents", "features"]
+    marks = [] if folder is None else [folder / f"{name}.done" for name in kept]
+    begin = min((int(m.read_text()) if m.exists() else 0 for m in marks), default=0)
     vae = copy.deepcopy(vae).to(dtype)  # the one given keeps its weights' last digits
     done = begin
     for start in tqdm(range(begin, count, BLOCK), desc="encoding clips", mininterval=1):
@@ -87,8 +89,8 @@ def encode_dataset(
                 found = F.adaptive_avg_pool2d(features(last.to(dtype))[-1].float(), FEATURE_GRID)
                 seen[at] = found.unflatten(0, (len(video), -1)).half().to(seen.device)
         done = start + BLOCK
-        if progress is not None:
-            write_bytes(progress, str(done).encode())
+        for mark in marks:
+            write_bytes(mark, str(done).encode())
     return Latents(rows[:done], None if seen is None else seen[:done], worlds)
 
 
