@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -243,7 +243,8 @@ class Starter:
     def kill(self) -> bool:
         """False if the command had ended by itself, and well."""
         if self.running():
-            os.kill(self.child, signal.SIGKILL)  # not yet waited for, or its end would be told
+            with suppress(ProcessLookupError):  # waited for in this moment: its end follows
+                os.kill(self.child, signal.SIGKILL)
         code = int(self.said.readline())
         assert code in (0, -signal.SIGKILL), f"it failed with {code}"
         return code != 0
