@@ -606,6 +606,23 @@ def test_the_compiled_step_gives_the_same_pictures(tiny_checkpoint: Path, guidan
     assert "compiled" not in dict(tok.named_children())
 
 
+def test_a_step_that_cannot_be_compiled_runs_as_written(tiny_checkpoint: Path) -> None:
+    """No compiler on this machine, say: tried once, and said."""
+    tok = load_tokenizer(tiny_checkpoint, device="cpu")
+    tokens, tried = tok.encode(clips(1, 33), budget=3), []
+    plain = tok.decode(tokens, steps=3)
+
+    def broken(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        tried.append(graph)
+        raise RuntimeError("no compiler here\nand more")
+
+    tok.compile_decoder(broken)
+    assert torch.equal(tok.decode(tokens, steps=3), plain)
+    assert len(tried) == 1
+    assert tok.compiled is not None
+    assert tok.compiled.problem == "RuntimeError: no compiler here"
+
+
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
 def test_inductor_gives_the_same_pictures(tiny_checkpoint: Path) -> None:

@@ -17,7 +17,7 @@ from vft_lib.models.loading import load_tokenizer
 from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.transformer import attention
 from vft_lib.transformer.attention import BACKENDS, Layout, attend, merges_registers
-from vft_lib.transformer.backends import sdpa, xformers_bias
+from vft_lib.transformer.backends import Foreign, sdpa, xformers_bias
 from vft_lib.transformer.layout import key_bias
 from vft_lib.transformer.masks import attention_mask, frame_mask
 
@@ -144,6 +144,81 @@ def test_a_tokenizer_says_which_backend_cannot_run(tiny_checkpoint: Path) -> Non
         with pytest.raises(VftError, match="cannot run here"):
             tok.use_attention(backend)
     assert tok.decoder.trunk.backend == tok.encoder.trunk.backend == "auto"
+
+
+# ---------------------------------------------------------------------- a program's own
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """What a program's attention computes: scale 1/sqrt(d), an additive mask in the dtype of q,
+    sums in float32."""
+    assert mask is None or (mask.dtype == q.dtype and mask.shape == (1, 1, q.shape[2], k.shape[2]))
+    scores = q.float() @ k.float().transpose(2, 3) / math.sqrt(q.shape[3])
+    return ((scores if mask is None else scores + mask).softmax(-1) @ v.float()).to(q)
+
+
+@pytest.fixture
+def adopted(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Adopts `formula`, or one that is rough, as "own" for one test; counts its calls."""
+    monkeypatch.setattr(attention, "BACKENDS", dict(BACKENDS))
+    calls: list[tuple[int, ...]] = []
+
+    def adopt(rough: float = 0.0, **facts: bool) -> list[tuple[int, ...]]:
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            calls.append(tuple(q.shape))
+            return formula(q, k, v, mask) * (1 + rough)
+
+        attention.adopt("own", Foreign("ours", attend, **facts))
+        return calls
+
+    yield adopt
+    attention.refusal.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", EVERY)
+def test_a_programs_own_attention_computes_every_mask(
+    mask: MaskConfig, dtype: torch.dtype, adopted: Any
+) -> None:
+    calls = adopted()
+    close("own", mask, CPU, dtype)
+    assert calls
+    for width in (16, 64):
+        assert attention.choose("own", mask, CPU, width, dtype) == "own"
+
+
+def test_what_it_cannot_compute_plain_attention_does(adopted: Any) -> None:
+    calls, blocks = adopted(rough=0.05, masks=False, exact=False), MaskConfig("time_block_causal")
+    assert attention.choose("own", blocks, CPU, 64, torch.bfloat16) == "own"  # roughly right
+    q, k, v = (normal(i, 1, 2, 27, 64).bfloat16() for i in range(3))
+    calls.clear()
+    attend(q, k, v, Layout(blocks, 3, 4, 5, 248, "own"), 0.125)
+    assert not calls  # a weight of 248 would drown in eight bits
+    attend(q, k, v, Layout(blocks, 3, 4, 5, 1, "own"), 0.125)
+    assert calls == [(1, 2, 9, 64)] * 3
+    for mask, dtype in ((MaskConfig("causal"), torch.bfloat16), (blocks, torch.float32)):
+        with pytest.raises(VftError, match=r"ours does not take masks of the mode '.*' in "):
+            attention.choose("own", mask, CPU, 64, dtype)
+
+
+def test_one_that_is_wrong_is_refused(adopted: Any) -> None:
+    adopted(rough=0.05)
+    with pytest.raises(VftError, match=r"'own' cannot run here: its result .* is off by 0.05"):
+        attention.choose("own", MaskConfig("full"), CPU, 64, torch.float32)
+    adopted()  # another one under the same name is tried anew
+    assert attention.choose("own", MaskConfig("full"), CPU, 64, torch.float32) == "own"
+
+
+@pytest.mark.parametrize(("name", "package"), [("xformers", "xformers"), ("flex", "triton")])
+def test_what_is_not_installed_is_named(
+    name: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(attention, "find_spec", lambda wanted: None)
+    assert attention.absence(name, cuda) == f"the package {package} is not installed"
+    monkeypatch.setattr(attention, "find_spec", lambda wanted: wanted == package or None)
+    assert attention.absence(name, cuda) == ""
+    assert attention.absence("sdpa", cuda) == attention.absence("sdpa", CPU) == ""
 
 
 @pytest.mark.gpu

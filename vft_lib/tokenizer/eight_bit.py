@@ -3,7 +3,7 @@ pictures. Products are computed in the dtype of what comes in."""
 
 from __future__ import annotations
 
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ Storage = Literal["int8", "fp8"]
 
 class EightBitLinear(nn.Module):
     """A linear layer whose rows are whole numbers -127..127 ("int8"), or 8-bit floats with four
-    bits of exponent ("fp8"), times one float32 scale a row."""
+    bits of exponent ("fp8"), times one float32 scale a row: all of them parameters, so that what
+    moves the others moves these too."""
 
-    weight: Tensor
-    scale: Tensor
+    weight: nn.Parameter
+    scale: nn.Parameter
 
     def __init__(self, linear: nn.Linear, storage: Storage) -> None:
         super().__init__()
@@ -32,33 +33,55 @@ class EightBitLinear(nn.Module):
         else:
             scale = largest / torch.finfo(torch.float8_e4m3fn).max
             rows = (weight / scale).to(torch.float8_e4m3fn)
-        self.register_buffer("weight", rows)
-        self.register_buffer("scale", scale[:, 0])
+        self.weight, self.scale = _fixed(rows), _fixed(scale[:, 0])
         self.bias = linear.bias
 
     def _apply(self, fn: object, recurse: bool = True) -> nn.Module:
         """Moves between devices; a cast (`.to(dtype)`) leaves the eight bits as they are."""
         device = fn(torch.empty(0)).device  # type: ignore[operator]
-        self.weight, self.scale = self.weight.to(device), self.scale.to(device)
+        self.weight = _fixed(self.weight.to(device))
+        self.scale = _fixed(self.scale.to(device))
         if self.bias is not None:
-            self.bias = nn.Parameter(fn(self.bias), requires_grad=False)  # type: ignore[operator]
+            self.bias = _fixed(fn(self.bias))  # type: ignore[operator]
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias.to(x.dtype)
+        return self.product(x, self.weight, self.bias)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What it makes of x `[..,in]` -> `[..,out]`, its weight and bias being where x is."""
+        y = F.linear(x, weight.to(x.dtype)) * self.scale.to(x)
+        return y if bias is None else y + bias.to(x.dtype)
 
 
-def store_in_eight_bits(tokenizer: Tokenizer, storage: Storage) -> int:
-    """Keep the weights of the decoder's trunk in eight bits from now on. Returns how many bytes
-    that saves. VftError for another storage than "int8" or "fp8"."""
+def _fixed(x: Tensor) -> nn.Parameter:
+    return nn.Parameter(x, requires_grad=False)
+
+
+def refusal(storage: Storage, device: torch.device) -> str:
+    """Why a device cannot compute from weights in such a storage; "" where it can."""
+    if storage == "int8":
+        return ""
+    try:  # some have no such numbers at all
+        torch.zeros(1, device=device).to(torch.float8_e4m3fn).float()
+    except Exception as e:  # whatever its driver may raise
+        return (str(e).strip() or type(e).__name__).splitlines()[0]
+    return ""
+
+
+def store_in_eight_bits(
+    tokenizer: Tokenizer, storage: Storage, layer: type[EightBitLinear] = EightBitLinear
+) -> int:
+    """Keep the weights of the decoder's trunk in eight bits from now on, in layers of the class
+    `layer`. Returns how many bytes that saves. VftError for another storage than "int8" or "fp8".
+    """
     if storage not in get_args(Storage):
         raise VftError(f"weights in {storage!r}; choose {', '.join(get_args(Storage))}")
     saved = 0
     for module in list(tokenizer.decoder.trunk.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear):
-                small = EightBitLinear(child, storage)
+                small = layer(child, storage)
                 saved += child.weight.nbytes - small.weight.nbytes - small.scale.nbytes
-                setattr(module, name, cast("nn.Module", small))
+                setattr(module, name, small)
     return saved

@@ -21,7 +21,7 @@ from ..config.tokenizer import TokenizerConfig, check_fps
 from ..errors import VftError
 from ..tokens import Tokens
 from ..transformer import attention
-from ..transformer.graphs import Graphs
+from ..transformer.graphs import Compiled, Graphs
 from . import flow
 from .checks import check_budget, check_budgets, check_tokens, check_video, given_frames
 from .decoder import Decoder
@@ -49,7 +49,7 @@ class Tokenizer(nn.Module):
         self.frames_at_once: int | None = None
         """Latent frames that the autoencoder works on at a time; None: a whole chunk. The same
         result, in less memory: see :meth:`limit_memory`."""
-        self.compiled: Callable[..., Tensor] | None = None
+        self.compiled: Compiled | None = None
         self.graphs = Graphs()
         """Steps of the flow decoder as CUDA graphs; `graphs.use` is their switch."""
         self._device: torch.device | None = None
@@ -88,16 +88,17 @@ class Tokenizer(nn.Module):
     def compile_decoder(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the step of the flow decoder from now on (torch.compile). Shapes never change
         from step to step, but with the number of clips and the budget, for each of which it is
-        compiled anew: it pays for many chunks. The results are the same but for rounding."""
+        compiled anew: it pays for many chunks. The results are the same but for rounding. Where it
+        cannot be compiled it runs as written, and `compiled.problem` says why."""
         decoder = self.decoder
 
         def step(*inputs: Any) -> Tensor:  # a compiled module would become a part of this one
             return decoder(*inputs)
 
-        self.compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
+        self.compiled = Compiled(step, backend)
 
     def use_attention(self, backend: str = "auto") -> str:
-        """Compute attention with "sdpa", "xformers", "flex", or what is best here ("auto", as at
+        """Compute attention with one of `attention.BACKENDS`, or what is best here ("auto", as at
         first). Returns the name of what that is; VftError says why one cannot run here. The
         results are the same but for rounding."""
         trunks = (self.encoder.trunk, self.decoder.trunk)

@@ -1,14 +1,15 @@
 """Self-attention over the packed sequence: only the work that the mask leaves.
 
-One interface, :func:`attend`, and three backends behind it (`attention_backends.py`). None makes a
-`T x T` mask where blocks of frames say it all, and none looks at later frames where the mask
-forbids it. A register may stand for several equal ones; as a key it then counts that often, which
-is ln(weight) added to its logits, in float32.
+One interface, :func:`attend`, and three backends behind it (`backends.py`), beside which a program
+may put its own (:func:`adopt`). None makes a `T x T` mask where blocks of frames say it all, and
+none looks at later frames where the mask forbids it. A register may stand for several equal ones;
+as a key it then counts that often, which is ln(weight) added to its logits, in float32.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -16,17 +17,19 @@ from torch.nn import functional as F
 
 from ..config.tokenizer import MaskConfig
 from ..errors import VftError
-from .backends import flex, sdpa, xformers
+from .backends import Backend, Foreign, flex, sdpa, xformers
 from .layout import Layout, merges_registers
 
-BACKENDS = {"sdpa": sdpa, "xformers": xformers, "flex": flex}
-NAMES = ("auto", *BACKENDS)
+BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "xformers": xformers, "flex": flex}
+ROUGH = 0.1  # of the largest value: what eight-bit products may be off by
 TRIED = ((5, 4, 1), (3, 4, 5), (5, 4, 4), (5, 8, 2), (5, 20, 9))  # 25, 27, 40, 50, 145 tokens
 
 __all__ = [
     "BACKENDS",
-    "NAMES",
+    "Foreign",
     "Layout",
+    "absence",
+    "adopt",
     "attend",
     "choose",
     "merges_registers",
@@ -62,14 +65,34 @@ def choose(
 ) -> str:
     """The backend that `name` ("auto" or one of BACKENDS) stands for; VftError says why one cannot
     run here."""
-    if name not in NAMES:
-        raise VftError(f"no attention backend {name!r}; choose {', '.join(NAMES)}")
+    if name != "auto" and name not in BACKENDS:
+        raise VftError(f"no attention backend {name!r}; choose {', '.join(('auto', *BACKENDS))}")
     if name == "auto":
         return preferred(mask, device, width, dtype)
     why = refusal(name, mask, device, width, dtype)
     if why:
         raise VftError(f"attention backend {name!r} cannot run here: {why}; choose auto or sdpa")
     return name
+
+
+def adopt(name: str, backend: Foreign) -> None:
+    """Let `name` stand for a program's own attention from now on."""
+    if BACKENDS.get(name) != backend:
+        BACKENDS[name] = backend
+        refusal.cache_clear()
+
+
+def absence(name: str, device: torch.device) -> str:
+    """Why a backend cannot run on a device whatever the model is, as far as can be told without
+    trying; "" where it may."""
+    if name not in ("xformers", "flex"):
+        return ""
+    if device.type != "cuda":
+        if name == "flex":
+            return "on a CPU it gives wrong numbers for some lengths, so it is for CUDA devices"
+        return "its kernels need a CUDA device"
+    needed = "xformers" if name == "xformers" else "triton"
+    return "" if find_spec(needed) else f"the package {needed} is not installed"
 
 
 @lru_cache(maxsize=64)
@@ -79,12 +102,15 @@ def refusal(
     """Why a backend does not run here on heads of `width` channels in `dtype`; "" where it does."""
     if name == "sdpa":
         return ""
-    if device.type != "cuda":
-        if name == "flex":
-            return "on a CPU it gives wrong numbers for some lengths, so it is for CUDA devices"
-        return "its kernels need a CUDA device"
+    why = absence(name, device)
+    if why:
+        return why
     if name == "xformers" and mask.mode not in ("full", "causal", "time_block_causal"):
         return f"it has no bias for masks of the mode {mask.mode!r}"
+    backend = BACKENDS[name]
+    if isinstance(backend, Foreign) and not backend.takes(Layout(mask, 1, 1, 1), dtype):
+        number = str(dtype).removeprefix("torch.")
+        return f"{backend.name} does not take masks of the mode {mask.mode!r} in {number}"
     return trial(name, mask, device, width, dtype)
 
 
@@ -93,6 +119,9 @@ def trial(name: str, mask: MaskConfig, device: torch.device, width: int, dtype: 
     does. Sequences of several lengths, as kernels go wrong at the ends of their blocks; with merged
     registers, where the mask allows them."""
     limit = max(4 * torch.finfo(dtype).eps, 1e-4)  # of the largest value
+    backend = BACKENDS[name]
+    if isinstance(backend, Foreign) and not backend.exact:
+        limit = ROUGH
     scale, g = 8 / width, torch.Generator().manual_seed(0)
     for frames, patches, registers in TRIED:
         for weight in (1, 248) if merges_registers(mask) else (1,):
@@ -101,7 +130,7 @@ def trial(name: str, mask: MaskConfig, device: torch.device, width: int, dtype: 
             q, k, v = (torch.randn(shape, generator=g).to(device, dtype) for _ in range(3))
             try:
                 with torch.inference_mode():
-                    here = BACKENDS[name](q, k, v, layout, scale).float()
+                    here = backend(q, k, v, layout, scale).float()
                     plain = sdpa(q.float(), k.float(), v.float(), layout, scale)
             except Exception as e:  # whatever a compiler or a driver may raise
                 said = str(e).strip().splitlines() or [""]

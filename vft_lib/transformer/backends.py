@@ -1,8 +1,12 @@
-"""Three ways to compute the same attention. Each takes queries, keys and values
-`[B,heads,T,head_dim]` in packed order, a layout and the scale, and gives `[B,heads,T,head_dim]`."""
+"""Ways to compute the same attention: three of ours, and a program's own. Each takes queries, keys
+and values `[B,heads,T,head_dim]` in packed order, a layout and the scale, and gives
+`[B,heads,T,head_dim]`."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +18,10 @@ from .layout import Layout, key_bias
 from .masks import frame_mask, remembered, sees
 
 HALF = (torch.float16, torch.bfloat16)
+PLAIN = ("full", "time_block_causal")  # modes whose queries see whole frames: no mask is needed
+
+Backend = Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
@@ -31,17 +39,28 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tenso
             is_causal=layout.mask.mode == "causal",
         )  # fmt: skip
         return y[..., :width]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+    return by_frame(attend, q, k, v, layout, bias)[..., :width]
+
+
+def by_frame(
+    attend: Attend, q: Tensor, k: Tensor, v: Tensor, layout: Layout, bias: Tensor | None
+) -> Tensor:
+    """One call a frame, of its queries and all keys up to its end, with a mask `[1,1,each,keys]`
+    where they do not see all of them. `bias` `[T]`, of the keys, is in its place."""
     parts = []
     for frame in range(layout.frames):
         end = (frame + 1) * layout.each
         seen = frame_mask(layout.mask, frame, layout.patches, layout.registers, q.device)
+        if seen is not None:
+            seen = seen[None, None]
         if bias is not None:
             seen = bias[None, None, None, :end]  # registers are merged only where all is seen
-        parts.append(F.scaled_dot_product_attention(
-            q[:, :, end - layout.each : end], k[:, :, :end], v[:, :, :end], attn_mask=seen,
-            scale=scale,
-        ))  # fmt: skip
-    return torch.cat(parts, dim=2)[..., :width]
+        parts.append(attend(q[:, :, end - layout.each : end], k[:, :, :end], v[:, :, :end], seen))
+    return torch.cat(parts, dim=2)
 
 
 def fold_weights(
@@ -144,3 +163,58 @@ def _block_mask(layout: Layout, device: torch.device) -> Any:
 
     length = layout.frames * layout.each
     return create_block_mask(seen, None, None, length, length, device=device)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A program's own attention as a backend (:func:`attention.adopt`).
+
+    `attend(q, k, v, mask)` computes `[B,heads,Tq,d]` from such queries and keys and values
+    `[B,heads,Tk,d]`, at the scale 1/sqrt(d); the mask `[1,1,Tq,Tk]`, in the dtype of q, is added to
+    the logits, or None. `masks`: whether it takes one, and 32-bit numbers. `exact`: whether it
+    computes in the dtype of q; sums over eight-bit products, say, cannot carry the weight of merged
+    registers. What it cannot compute, plain attention does.
+    """
+
+    name: str
+    attend: Attend
+    masks: bool = True
+    exact: bool = True
+
+    def takes(self, layout: Layout, dtype: torch.dtype) -> bool:
+        """Whether all of it is computed by `attend`."""
+        if not self.masks and (layout.mask.mode not in PLAIN or dtype not in HALF):
+            return False
+        return self.exact or layout.weight == 1
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
+        if not self.takes(layout, q.dtype):
+            return sdpa(q, k, v, layout, scale)
+        width, bias = v.shape[-1], None
+        own = width + 8 * (layout.weight > 1 and q.dtype in HALF)
+        if scale != 1 / math.sqrt(own):
+            q = q * (scale * math.sqrt(own))
+        if own > width:
+            q, k, v = fold_weights(q, k, v, layout, 1 / math.sqrt(own))
+        elif layout.weight > 1:
+            bias = key_bias(layout, q.device).to(q.dtype)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            if mask is not None and mask.dtype == torch.bool:
+                mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -math.inf)
+            if mask is not None:
+                mask = mask.expand(1, 1, q.shape[2], -1)
+            return self.attend(q, k, v, mask)
+
+        if layout.mask.mode not in ("full", "causal"):
+            return by_frame(attend, q, k, v, layout, bias)[..., :width]
+        seen = None if bias is None else bias[None, None, None]
+        if layout.mask.mode == "causal":
+            seen = causal_mask(q.shape[2], q.device)[None, None]
+        return attend(q, k, v, seen)[..., :width]
+
+
+@remembered
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """`[T,T]` bool: a query sees the keys up to itself."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()

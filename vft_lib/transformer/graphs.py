@@ -1,4 +1,4 @@
-"""CUDA graphs: a step whose shapes never change is captured once and then replayed.
+"""Steps whose shapes never change: captured once as a CUDA graph and then replayed, or compiled.
 
 Launching the kernels of a small step one by one takes the host longer than the GPU needs to run
 them; a replay launches all of them at once. The results are the same, to the bit: the same kernels
@@ -153,12 +153,38 @@ class Graphs:
                 entry.replay = self.capture(step, entry.inputs)
         except Exception as e:  # whatever a driver, a kernel library or a hook may raise
             entry.failed, entry.inputs, entry.seen = True, (), []
-            why = f"{type(e).__name__}: {(str(e).strip() or 'no message').splitlines()[0]}"
+            why = _why(e)
             self.failures.append(why)
             log.warning("a step cannot be captured as a CUDA graph and runs without: %s", why)
             return False
         self.captured += 1
         return True
+
+
+def _why(e: BaseException) -> str:
+    return f"{type(e).__name__}: {(str(e).strip() or 'no message').splitlines()[0]}"
+
+
+class Compiled:
+    """A step through torch.compile, for each shape anew. Where it cannot be compiled (no compiler,
+    no Triton, a call that cannot be traced) it runs as written from then on; `problem` says why."""
+
+    def __init__(
+        self, step: Callable[..., Any], backend: str | Callable[..., Any] = "inductor"
+    ) -> None:
+        from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
+
+        self.step, self.problem, self._failures = step, "", TorchDynamoException
+        self._compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
+
+    def __call__(self, *inputs: Any) -> Any:
+        if not self.problem:
+            try:
+                return self._compiled(*inputs)
+            except self._failures as e:
+                self.problem = _why(getattr(e, "inner_exception", None) or e)
+                log.warning("a step runs as written, not compiled: %s", self.problem)
+        return self.step(*inputs)
 
 
 class Pace:

@@ -91,7 +91,7 @@ class Transformer(nn.Module):
     def __init__(self, c: TransformerConfig, mask: MaskConfig, ops: Any = nn) -> None:
         super().__init__()
         self.mask, self.head_dim = mask, c.head_dim
-        self.backend = "auto"  # of attention: a name of attention.NAMES
+        self.backend = "auto"  # of attention: that, or one of attention.BACKENDS
         self.blocks = nn.ModuleList(Block(c, ops) for _ in range(c.depth))
 
     def modulate(self, time: Tensor) -> list[Tensor]:

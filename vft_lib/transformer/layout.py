@@ -16,7 +16,7 @@ from .masks import remembered
 class Layout:
     """What is packed: `frames` latent frames, each of `patches` patches and then `registers`
     registers. The last register of every frame stands for `weight` equal ones. `backend`: who
-    computes the attention, a name of `attention.NAMES`."""
+    computes the attention, one of `attention.BACKENDS` or "auto"."""
 
     mask: MaskConfig
     frames: int
