@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from torch import Tensor
 
 from vft_lib.checkpoints import convert
 from vft_lib.cli.vft import main
-from vft_lib.errors import VftError
 from vft_lib.files.tensor_files import Source
 from vft_lib.models.loading import load_tokenizer
 from vft_lib.tokenizer.tokenizer import Tokenizer
@@ -158,39 +156,6 @@ def test_the_autoencoder_of_another_repository(
     save_file(bare, tmp_path / "bare.safetensors")
     assert main(["convert", str(other), str(out), "--vae", str(tmp_path / "bare.safetensors")]) == 0
     assert load_tokenizer(out, device="cpu").fingerprint == expected
-
-
-def test_a_tokenizer_of_image_features_decodes_and_says_why_it_cannot_encode(
-    folder: Path, tmp_path: Path, tensors: dict[str, Tensor]
-) -> None:
-    config = config_of(CASE)
-    config["video_flex_tok"]["encoder"]["module_dict"]["enc_patch_emb"]["channels_in"] = 1040
-    more = dict(tensors)
-    more["video_tokenizer.encoder.module_dict.enc_patch_emb.patch_proj.weight"] = torch.ones(
-        64, 1040
-    )
-    more["global_token_input.proj.weight"] = torch.ones(64, 1024)
-    more["global_token_input.proj.bias"] = torch.ones(64)
-    semantok = {
-        "dino_input": True, "global_token": True, "dino_frame_agg": "mean",
-        "global_token_mode": "add",
-    }  # fmt: skip
-    other = write_folder(
-        tmp_path / "other", {"videoflextok": config, "semantok": semantok}, more
-    )  # fmt: skip
-    tok = load_tokenizer(other, device="cpu")
-    assert tok.config.encoder.feature_channels == 1024
-    assert tok.config.sampling.guidance == 3.0
-    plain = load_tokenizer(folder, device="cpu")
-    video = torch.rand(1, 3, 33, 32, 32) * 2 - 1
-    with pytest.raises(VftError, match="DINOv2"):
-        tok.encode(video)
-    tokens = plain.encode(video)
-    expected = plain.decode(tokens, steps=1, guidance=2.0)
-    tokens = dataclasses.replace(tokens, fingerprint=tok.fingerprint)
-    assert torch.equal(tok.decode(tokens, steps=1, guidance=2.0), expected), (
-        "later chunks need no encoder"
-    )
 
 
 # ---------------------------------------------------------------------- what is refused

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,14 @@ from vft_lib.errors import VftError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(p.parent.name for p in GOLDEN.glob("*/case.json"))
+# The command says so in words; a test of words is in test_dino.py.
+NEEDS_TRANSFORMERS = {"semantok-features"}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_check_is_within_its_tolerance(case: str) -> None:
+    if case in NEEDS_TRANSFORMERS:
+        pytest.importorskip("transformers", reason="transformers is missing: pip install .[dino]")
     results = list(run_case(GOLDEN / case))
     expected = json.loads((GOLDEN / case / "case.json").read_text())["checks"]
     assert len(results) == sum(c.get("n", 1) for c in expected)
@@ -74,6 +79,27 @@ def test_a_check_that_makes_no_sense(case: Path, change: dict[str, str], reason:
     (case / "case.json").write_text(json.dumps(data))
     with pytest.raises(VftError, match=reason):
         list(run_case(case))
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "reason"),
+    [
+        ("semantok-features", {"agg": "median"}, "agg is 'median'; expected one of avg, first"),
+        ("semantok-encode", {"grids": None}, r"grids of shape None; expected \[2, 5, 4, 4, 24\]"),
+        ("semantok-encode", {"global_vectors": "in.grids"}, r"global vectors of shape \[2, 5, 4"),
+    ],
+)
+def test_features_that_do_not_fit(
+    tmp_path: Path, case: str, change: dict[str, Any], reason: str
+) -> None:
+    if case in NEEDS_TRANSFORMERS:
+        pytest.importorskip("transformers", reason="transformers is missing: pip install .[dino]")
+    folder = Path(shutil.copytree(GOLDEN / case, tmp_path / "case"))
+    data = json.loads((folder / "case.json").read_text())
+    data["checks"][0] |= change
+    (folder / "case.json").write_text(json.dumps(data))
+    with pytest.raises(VftError, match=reason):
+        list(run_case(folder))
 
 
 def test_not_a_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

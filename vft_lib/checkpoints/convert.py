@@ -17,6 +17,8 @@ from torch import Tensor
 from ..config.tokenizer import (
     DecoderConfig,
     EncoderConfig,
+    FeatureAggregate,
+    GlobalMode,
     PosembConfig,
     SamplingDefaults,
     TokenizerConfig,
@@ -25,7 +27,7 @@ from ..config.tokenizer import (
 from ..errors import CheckpointError, ConfigError, one_line
 from ..files.tensor_files import Source
 from .checkpoint import check_shapes, weight_shapes
-from .convert_walk import Module, Options, Side
+from .convert_walk import JOINED, Module, Options, Side
 from .published import Renamed, read_config
 
 TOKENIZER_ENTRIES = frozenset({"video_flex_tok", "videoflextok", "config"})
@@ -172,7 +174,8 @@ def architecture(
     pipe.close()
 
     channels = VAES[tokenizer_id].latent_channels
-    enc = Side("encoder", {latents: "latents"}, net.take("encoder", dict))
+    outside = {latents: "latents"} | ({JOINED: "features and latents"} if semantok.seen else {})
+    enc = Side("encoder", outside, net.take("encoder", dict))
     enc.ends(codes_in, "codes", "regularizer.latents_read_key")
     dec = Side(
         "decoder", {codes_out: "codes", noised: "latents", times: "t"}, net.take("decoder", dict)
@@ -181,7 +184,14 @@ def architecture(
     net.close()
 
     features = enc.fact("channels_in") - channels
-    if (features and not semantok.take("dino_input", bool, False)) or features < 0:
+    images = image_inputs(semantok, shapes)
+    joined = enc.fact("embeds") == "features and latents"
+    if images["dino_input"] and not (joined and features > 0):
+        raise ConfigError(
+            f"encoder: dino_input is true, but the patch embedder reads no {JOINED!r} with image "
+            f"features before {channels} latent channels"
+        )
+    if features and not images["dino_input"]:
         raise ConfigError(f"encoder: channels_in is {features + channels}; expected {channels}")
     for side, fact, expected in (
         (dec, "channels_in", channels), (dec, "channels_out", channels),
@@ -190,16 +200,13 @@ def architecture(
     ):  # fmt: skip
         if side.fact(fact) != expected:
             raise ConfigError(f"{side.name}: {fact} is {side.fact(fact)}; expected {expected}")
-    global_shape = shapes.get("global_token_input.proj.weight", [0])
-    global_feature = global_shape[-1] if global_shape else 0
-    semantok.ignore("dino_input", "global_token", "dino_frame_agg", "global_token_mode")
-    semantok.close()
 
     config = TokenizerConfig(
         name=name, size=grid[1] * 8, registers=enc.fact("registers"), vae=VAES[tokenizer_id],
         encoder=EncoderConfig(
             enc.fact("trunk"), enc.fact("patch_size"), enc.fact("patch_posemb"),
-            enc.fact("register_frames"), enc.fact("mask"), features, global_feature,
+            enc.fact("register_frames"), enc.fact("mask"), features, images["global_feature"],
+            images["aggregate"], images["global_mode"],
         ),
         decoder=DecoderConfig(
             dec.fact("trunk"), dec.fact("patch_size"), dec.fact("patch_posemb"),
@@ -214,7 +221,7 @@ def architecture(
     def rename(key: str) -> str | None:
         if key.startswith("vae.") and (m := VAE_KEY.fullmatch(key)):
             return "vae." + vae_name(m[1])
-        if key.startswith("global_token_input.proj.") and global_feature:
+        if key.startswith("global_token_input.proj.") and config.encoder.global_feature:
             return "encoder.global_proj." + key.rpartition(".")[2]
         m = re.fullmatch(r"(encoder|decoder)\.module_dict\.([^.]+)\.(.+)", key)
         if m is None:
@@ -230,6 +237,32 @@ def architecture(
         return None
 
     return config, rename
+
+
+def image_inputs(semantok: Options, shapes: Mapping[str, list[int]]) -> dict[str, Any]:
+    """What the `semantok` block says of the image features that the encoder reads. An entry of a
+    switch that is off says nothing."""
+    grids = semantok.take("dino_input", bool, False)
+    vectors = semantok.take("global_token", bool, False)
+    facts = {
+        "dino_input": grids,
+        "aggregate": "avg",
+        "global_feature": 0,
+        "global_mode": "per_frame",
+    }
+    if grids:
+        facts["aggregate"] = semantok.take("dino_frame_agg", FeatureAggregate)
+    if vectors:
+        facts["global_mode"] = semantok.take("global_token_mode", GlobalMode)
+        shape = shapes.get("global_token_input.proj.weight", [])
+        if len(shape) != 2:
+            raise ConfigError(
+                "semantok: global_token is true, but there is no matrix global_token_input.proj"
+            )
+        facts["global_feature"] = shape[1]
+    semantok.ignore("dino_frame_agg", "global_token_mode")
+    semantok.close()
+    return facts
 
 
 def vae_name(key: str) -> str:

@@ -25,6 +25,7 @@ from ..errors import ConfigError
 
 _Switch = Literal["full", "none"]
 _REQUIRED: Any = object()
+JOINED = "enc_dino_vae_bthwc"  # no module writes it: features, then latents, handed in from outside
 
 
 class Options:
@@ -160,12 +161,15 @@ class Side:
         self.write(m, "write_key", moves[name][1])
 
     def patch_embedder(self, m: Module) -> None:
-        self.read(m, "input_tensor_list_read_key", "latents, channels last")
+        held = self.read(
+            m, "input_tensor_list_read_key", "latents, channels last",
+            *["features and latents"] * (self.name == "encoder"),
+        )  # fmt: skip
         self.write(m, "patches_list_write_key", "patches")
         m.ignore("n_patches_write_key")
         m.only("flatten_patches", default=False)
         size = m.take("patch_sizes", tuple[int, int, int])
-        self.set(m, patch_size=size, channels_in=m.take("channels_in", int))
+        self.set(m, patch_size=size, channels_in=m.take("channels_in", int), embeds=held)
         self.width(m)
         self.weights(patch_proj__="patch_proj.")
 

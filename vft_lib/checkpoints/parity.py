@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config.prior import PriorConfig
-from ..config.tokenizer import TokenizerConfig
+from ..config.tokenizer import FeatureAggregate, GlobalMode, TokenizerConfig
 from ..errors import CheckpointError, VftError
+from ..image_features import ImageEncoder, ImageFeatures, image_features
 from ..prior.network import Condition
 from ..prior.prior import Prior
 from ..tokenizer import flow
@@ -33,6 +34,7 @@ from ..tokens import Tokens
 from .checkpoint import weight_shapes
 from .convert import fit, plan
 from .convert_prior import is_prior, prior_plan
+from .dino import build_dino, read_dino_config
 from .published import parse_config
 
 MAX_ELEMENTS = 1 << 32
@@ -88,7 +90,7 @@ def run_case(
     if isinstance(model, Tokenizer):
         model.use_attention(attention)
     here = {name: value.to(device) for name, value in io.items()}
-    run = _prior_ops(model) if isinstance(model, Prior) else _tokenizer_ops(model)
+    run = _ops(model)
     for check in case.get("checks", []):
         try:
             op, tol = check["op"], float(check["tol"])
@@ -127,9 +129,13 @@ def make_weights(
 def _model(
     folder: Path, config: dict[str, Any], state: dict[str, Any], has_vae: bool,
     device: torch.device, dtype: torch.dtype,
-) -> Tokenizer | Prior:  # fmt: skip
+) -> Tokenizer | Prior | ImageEncoder:  # fmt: skip
     """The case's model on made-up weights; without those of an autoencoder unless it `has_vae`."""
     shapes = _shapes(folder, state)
+    if "dinov2" in config:
+        made = {key: make_weights(state, key) for key in state}
+        dino = read_dino_config(config["dinov2"], folder.name)
+        return build_dino(dino, made, folder.name, device, dtype)
     ours: TokenizerConfig | PriorConfig
     if is_prior(config):
         ours, table = prior_plan(config, shapes, folder.name)
@@ -173,6 +179,29 @@ def single(compute: Callable[[dict[str, Any], dict[str, Tensor]], Tensor]) -> Op
     return op
 
 
+def _ops(model: Tokenizer | Prior | ImageEncoder) -> dict[str, Op]:
+    """Each op: (check, tensors of the case) -> names of expected tensors and what we compute."""
+    if isinstance(model, Tokenizer):
+        return _tokenizer_ops(model)
+    return _prior_ops(model) if isinstance(model, Prior) else _feature_ops(model)
+
+
+def _feature_ops(encoder: ImageEncoder) -> dict[str, Op]:
+    def features(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
+        kind, value = ("agg", c["agg"]) if "agg" in c else ("global", c["global"])
+        known = {"agg": get_args(FeatureAggregate), "global": get_args(GlobalMode)}[kind]
+        if value not in known:
+            raise VftError(f"{kind} is {str(value)[:40]!r}; expected one of {', '.join(known)}")
+        if kind == "agg":
+            made = image_features(encoder, io[c["video"]], aggregate=value).grids
+        else:
+            made = image_features(encoder, io[c["video"]], vectors=value).vectors
+        assert made is not None
+        return made
+
+    return {"image_features": single(features)}
+
+
 def _prior_ops(prior: Prior) -> dict[str, Op]:
     def condition(c: dict[str, Any], io: dict[str, Tensor], batch: int, guided: bool) -> Condition:
         classes = torch.tensor(c["class_ids"]) if c.get("class_ids") else None
@@ -193,7 +222,9 @@ def _prior_ops(prior: Prior) -> dict[str, Op]:
 
 
 def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
-    """Each op: (check, tensors of the case) -> names of expected tensors and what we compute."""
+    def encode(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
+        given = [io[c[k]] if c.get(k) else None for k in ("grids", "global_vectors")]
+        return tok.encoder(io[c["latents"]].to(tok.dtype), ImageFeatures(*given))
 
     def velocity(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
         codes = tok.fsq.codes(io[c["ids"]].long())
@@ -244,7 +275,7 @@ def _tokenizer_ops(tok: Tokenizer) -> dict[str, Op]:
     return {
         "vae_encode": single(lambda c, io: tok.vae.encode(io[c["video"]].to(tok.dtype))),
         "vae_decode": single(lambda c, io: tok.vae.decode(io[c["latents"]].to(tok.dtype))),
-        "encode_latents": single(lambda c, io: tok.encoder(io[c["latents"]].to(tok.dtype))),
+        "encode_latents": single(encode),
         "quantize": single(lambda c, io: tok.fsq.ids(io[c["pre"]])),
         "velocity": single(velocity),
         "sample_latents": single(sample),

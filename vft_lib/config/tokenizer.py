@@ -37,6 +37,8 @@ MaskMode = Literal[
 ]
 PosembKind = Literal["learnable_sum", "learnable_prod", "sincos"]
 DecoderStep = Literal["posemb", "nested_dropout", "prefix_masking", "null_condition"]
+FeatureAggregate = Literal["avg", "first"]
+GlobalMode = Literal["per_frame", "frame0"]
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,11 @@ class TransformerConfig:
 class EncoderConfig:
     """Latents -> registers -> codes before quantization.
 
-    `feature_channels` > 0: the encoder also reads features of an image network (DINOv2) in front of
-    the latents' channels, and `global_feature` > 0 one vector of that width for the whole clip.
-    Such a tokenizer decodes without them, and cannot encode here.
+    Of SemanTok's tokenizers: with `feature_channels` > 0 it also reads patch features of an image
+    network (DINOv2) in front of the latents' channels, with `global_feature` > 0 vectors of that
+    width, added to register 0. The patch features of a latent frame are the mean over its frames,
+    or those of the first ("first"); its vector is its own, or that of frame 0 ("frame0"). Such a
+    tokenizer decodes without them.
     """
 
     trunk: TransformerConfig
@@ -111,6 +115,13 @@ class EncoderConfig:
     mask: MaskConfig = MaskConfig("time_block_causal_last")
     feature_channels: int = 0
     global_feature: int = 0
+    feature_aggregate: FeatureAggregate = "avg"
+    global_mode: GlobalMode = "per_frame"
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether encoding needs features of an image network beside the latents."""
+        return bool(self.feature_channels or self.global_feature)
 
 
 @dataclass(frozen=True)
@@ -200,6 +211,10 @@ class TokenizerConfig:
             )
         if max(self.encoder.feature_channels, self.encoder.global_feature) > MAX_WIDTH:
             raise ConfigError(f"the encoder's features are more than {MAX_WIDTH} wide")
+        if self.encoder.global_feature and self.encoder.patch_size[0] > 1:
+            raise ConfigError(
+                f"patch size {self.encoder.patch_size}: a feature vector is one latent frame's"
+            )
         steps = self.decoder.steps
         if len(set(steps)) != len(steps) or not {"nested_dropout", "null_condition"} <= {*steps}:
             raise ConfigError(

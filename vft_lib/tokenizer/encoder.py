@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
+from ..image_features import ImageFeatures
 from ..transformer.fused import norm
 from ..transformer.layers import PositionEmbedding, Transformer, patchify
 
@@ -29,19 +30,40 @@ class Encoder(nn.Module):
         )
         self.trunk = Transformer(c.trunk, c.mask, ops)
         self.to_codes = ops.Linear(dim, len(config.fsq_levels))
-        # Kept so that the file is whole; what feeds it is not part of this library.
         self.global_proj = ops.Linear(c.global_feature, dim) if c.global_feature else None
-        self.features = c.feature_channels or c.global_feature
+        self.c = c
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Latents `[B,C,t,h,w]` -> `[B,t,K,6]` before quantization, float32."""
-        if self.features:
-            raise VftError(
-                "this tokenizer encodes from DINOv2 features beside the latents, which this "
-                "library does not compute: it decodes tokens, encode with another tokenizer"
-            )
+    def forward(self, latents: Tensor, features: ImageFeatures | None = None) -> Tensor:
+        """Latents `[B,C,t,h,w]`, and the features of the same frames where the config asks for
+        any -> `[B,t,K,6]` before quantization, float32. VftError for features that do not fit."""
+        features = features or ImageFeatures()
+        self._check(latents, features)
+        if features.grids is not None:
+            grids = features.grids.permute(0, 4, 1, 2, 3).to(latents)
+            latents = torch.cat([grids, latents], dim=1)  # (B, D+C, t, h, w)
         x = self.patch_posemb(self.patch_proj(patchify(latents, self.patch_size)))
         patches = x.flatten(2, 3)  # (B, t, p, d)
         registers = self.registers[: x.shape[1]].to(x).expand(len(x), -1, -1, -1)
+        if self.global_proj is not None and features.vectors is not None:
+            vector = self.global_proj(features.vectors.to(x))
+            vector = vector if vector.ndim == 3 else vector[:, None]  # (B, t or 1, d)
+            first = registers[:, :, 0] + vector
+            registers = torch.cat([first[:, :, None], registers[:, :, 1:]], dim=2)
         _, registers = self.trunk(patches, registers)
         return self.to_codes(norm(registers)).float()
+
+    def _check(self, latents: Tensor, features: ImageFeatures) -> None:
+        """VftError unless these are the features that go with these latents."""
+        c, (b, _, t, h, w) = self.c, latents.shape
+        per_frame = c.global_mode == "per_frame"
+        vector = (b, t, c.global_feature) if per_frame else (b, c.global_feature)
+        for what, got, wanted in (
+            ("grids", features.grids, c.feature_channels and (b, t, h, w, c.feature_channels)),
+            ("global vectors", features.vectors, c.global_feature and vector),
+        ):
+            if (got is not None or wanted) and (got is None or got.shape != wanted):
+                raise VftError(
+                    f"the encoder got image feature {what} of shape "
+                    f"{None if got is None else list(got.shape)}; expected "
+                    f"{list(wanted) if wanted else None}"
+                )

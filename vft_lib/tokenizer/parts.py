@@ -1,9 +1,11 @@
-"""Work in parts: less at once where memory runs out, and the progress of each as that of all."""
+"""Work in parts: chunks of a clip, less at once where memory runs out, progress of each as that of
+all."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -78,3 +80,33 @@ def counted(
         )
 
     return of
+
+
+def windows(frames: Iterable[Tensor], size: int, overlap: int) -> Iterator[list[Tensor]]:
+    """Windows of `size` frames, each beginning with the last `overlap` of the one before; the last
+    may be shorter."""
+    window: list[Tensor] = []
+    fresh = 0
+    for frame in frames:
+        if len(window) == size:
+            yield window
+            window, fresh = window[size - overlap :], 0
+        window.append(frame)
+        fresh += 1
+    if fresh:
+        yield window
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What the clips of a batch become a chunk from: ids `[B,t,k]`, noise `[B,C,t,h,w]`, given
+    frames `[B,3,T,H,W]`, budgets `[B]`."""
+
+    ids: Tensor
+    noise: Tensor
+    given: Tensor | None
+    keep: Tensor | None
+
+    def __getitem__(self, clips: slice) -> Chunk:
+        parts = (self.ids, self.noise, self.given, self.keep)
+        return Chunk(*(None if x is None else x[clips] for x in parts))  # type: ignore[arg-type]

@@ -9,7 +9,6 @@ Layout everywhere: video `[B,3,T,H,W]` float in [-1,1], latents `[B,C,t,h,w]`, i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import TokenizerConfig, check_fps
 from ..errors import VftError
+from ..image_features import ImageEncoder, ImageFeatures, check_encoder, features_of
 from ..tokens import Tokens
 from ..transformer import attention
 from ..transformer.graphs import Compiled, Graphs
@@ -27,7 +27,7 @@ from .checks import check_budget, check_budgets, check_tokens, check_video, give
 from .decoder import Decoder
 from .encoder import Encoder
 from .fsq import FSQ
-from .parts import Estimate, Progress, counted, in_parts
+from .parts import Chunk, Estimate, Progress, counted, in_parts, windows
 from .sampling import Sampling
 from .velocity import chunk_velocity
 
@@ -52,6 +52,8 @@ class Tokenizer(nn.Module):
         self.compiled: Compiled | None = None
         self.graphs = Graphs()
         """Steps of the flow decoder as CUDA graphs; `graphs.use` is their switch."""
+        self.image_encoder: ImageEncoder | None = None
+        """What SemanTok's tokenizers encode with: see :meth:`use_image_encoder`."""
         self._device: torch.device | None = None
 
     @property
@@ -110,6 +112,11 @@ class Tokenizer(nn.Module):
             trunk.backend = backend
         return chosen[1]
 
+    def use_image_encoder(self, encoder: ImageEncoder) -> None:
+        """The image network whose features this tokenizer encodes from, where its config says that
+        it reads any. VftError if it does not, or was trained with another network."""
+        self.image_encoder = check_encoder(self.config.encoder, self.config.name, encoder)
+
     # ------------------------------------------------------------------ pixels -> tokens
 
     def encode(
@@ -149,7 +156,7 @@ class Tokenizer(nn.Module):
         c = self.config
         budget = self.check_budget(c.registers if budget is None else budget)
         first = True
-        for window in _chunks(frames, c.chunk_frames, c.overlap):
+        for window in windows(frames, c.chunk_frames, c.overlap):
             # A last chunk that is short is filled by repeating its last frame.
             padding = [window[-1]] * (c.chunk_frames - len(window))
             video = torch.stack(window + padding, dim=2)
@@ -168,7 +175,21 @@ class Tokenizer(nn.Module):
     def ids_of(self, video: Tensor, low_memory: bool = False) -> Tensor:
         """One chunk `[B,3,T,H,W]` (T = 1 + 4n) -> ids `[B,t,K]`. `low_memory`: the autoencoder
         works on one latent frame at a time."""
-        return self.fsq.ids(self.encoder(self._latents_of(video, low_memory)))
+        features, latents = (
+            self._features_of(video, low_memory),
+            self._latents_of(video, low_memory),
+        )
+        if features is not None:  # SemanTok's protocol: its training latents were stored so
+            latents = latents.half().to(latents)
+        return self.fsq.ids(self.encoder(latents, features))
+
+    def _features_of(self, video: Tensor, low_memory: bool) -> ImageFeatures | None:
+        """Of a chunk, where the encoder reads any; VftError if there is no network to make them."""
+        c = self.config
+        if not c.encoder.reads_images:
+            return None
+        network = check_encoder(c.encoder, c.name, self.image_encoder)
+        return features_of(c.encoder, network, video, 1 if low_memory else c.chunk_frames)
 
     def _latents_of(self, video: Tensor, low_memory: bool) -> Tensor:
         at_once = 1 if low_memory else self.frames_at_once
@@ -261,7 +282,8 @@ class Tokenizer(nn.Module):
                 pinned = self._latents_of(given, low_memory)
                 # With prefix masking the registers of given frames are not looked at.
                 if "prefix_masking" not in self.config.decoder.steps:
-                    own = self.fsq.ids(self.encoder(pinned))[:, :, : ids.shape[2]].cpu()
+                    features = self._features_of(given, low_memory)
+                    own = self.fsq.ids(self.encoder(pinned, features))[..., : ids.shape[2]].cpu()
                     ids = torch.cat([own, ids[:, own.shape[1] :]], dim=1)
             latents = self.sample_latents(
                 ids, part.noise, sampling, pinned=pinned, keep=part.keep, progress=count(a, b),
@@ -315,33 +337,3 @@ class Tokenizer(nn.Module):
     def check_tokens(self, tokens: Tokens) -> None:
         """VftError unless these are tokens of this tokenizer, of the shape that it makes."""
         check_tokens(self.config, self.fingerprint, self.latent_frames(tokens.frames), tokens)
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """What the clips of a batch become a chunk from: ids `[B,t,k]`, noise `[B,C,t,h,w]`, given
-    frames `[B,3,T,H,W]`, budgets `[B]`."""
-
-    ids: Tensor
-    noise: Tensor
-    given: Tensor | None
-    keep: Tensor | None
-
-    def __getitem__(self, clips: slice) -> Chunk:
-        parts = (self.ids, self.noise, self.given, self.keep)
-        return Chunk(*(None if x is None else x[clips] for x in parts))  # type: ignore[arg-type]
-
-
-def _chunks(frames: Iterable[Tensor], size: int, overlap: int) -> Iterator[list[Tensor]]:
-    """Windows of `size` frames, each beginning with the last `overlap` of the one before; the last
-    may be shorter."""
-    window: list[Tensor] = []
-    fresh = 0
-    for frame in frames:
-        if len(window) == size:
-            yield window
-            window, fresh = window[size - overlap :], 0
-        window.append(frame)
-        fresh += 1
-    if fresh:
-        yield window
