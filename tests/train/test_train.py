@@ -33,7 +33,7 @@ from vft_lib.train.loop import (
     step_generator,
     train,
 )
-from vft_lib.train.state import MatrixMuon
+from vft_lib.train.state import MatrixMuon, step_of
 from vft_lib.train.tokenizer import TokenizerRecipe, _budgets
 
 # ---------------------------------------------------------------------- parts
@@ -204,7 +204,8 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, make: Callable[[], Ta
             assert name == "checkpoint" or any(k.startswith("opt.1.") for k in a.keys())  # noqa: SIM118
             for key in a.keys():  # noqa: SIM118
                 assert torch.equal(a.get_tensor(key), b.get_tensor(key)), key
-    assert len(list((tmp_path / "parts").glob("optimizer-*"))) == 1, "older moments are left"
+    moments = {p.name for p in (tmp_path / "parts").glob("optimizer-*")}
+    assert moments == {f"optimizer-{n:07d}.safetensors" for n in (5, 6)}, "of the last two"
     assert len(list((tmp_path / "whole").glob("samples-*.png"))) == 1
 
 
@@ -253,8 +254,9 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_checkpoint(tmp_path
     task.forward = lambda **k: {  # type: ignore[method-assign]
         name: value * math.nan for name, value in forward(**k).items()
     }
-    with pytest.raises(VftError, match=r"checkpoint\.safetensors is the last good checkpoint") as e:
+    with pytest.raises(VftError, match=r"at step 5; .*checkpoint\.safetensors \(step 2\)") as e:
         train(task, SCHEDULE, tmp_path, device=CPU)
+    assert "is the last good checkpoint" in str(e.value)
     assert "\n" not in str(e.value)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
 
@@ -271,6 +273,23 @@ def test_no_checkpoint_is_written_of_a_loss_that_is_no_number(tmp_path: Path) ->
     with safe_open(tmp_path / "checkpoint.safetensors", "pt") as f:
         assert json.loads(f.metadata()["train"])["step"] == 3
         assert all(f.get_tensor(k).isfinite().all() for k in f.keys())  # noqa: SIM118
+
+
+def test_the_checkpoint_before_the_last_is_kept_and_goes_on(tmp_path: Path) -> None:
+    """A run may have gone wrong some time before its loss is no number."""
+    last, older = tmp_path / "checkpoint.safetensors", tmp_path / "checkpoint-before.safetensors"
+    task = vae_task()
+    forward = task.forward
+    task.forward = lambda step, **k: {  # type: ignore[method-assign]
+        name: value * (math.nan if step == 4 else 1) for name, value in forward(step, **k).items()
+    }
+    with pytest.raises(VftError, match=r"checkpoint-before\.safetensors \(step 3\) the one before"):
+        train(task, SCHEDULE, tmp_path, device=CPU, every=0.0)
+    assert [step_of(p) for p in (last, older)] == [4, 3]
+    older.replace(last)
+    again = train(vae_task(), SCHEDULE, tmp_path, device=CPU)
+    whole = train(vae_task(), SCHEDULE, tmp_path / "whole", device=CPU)
+    assert all(torch.equal(again[k], whole[k]) for k in whole), "with its optimizers"
 
 
 def test_a_frozen_autoencoder_encoder_keeps_the_latents(tmp_path: Path) -> None:

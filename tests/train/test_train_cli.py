@@ -1,11 +1,8 @@
-"""`vft train` from nothing to a tokenizer that decodes, with the `tiny` preset; and torchrun."""
+"""`vft train` from nothing to a tokenizer that decodes, with the `tiny` preset."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -144,6 +141,21 @@ def test_tokenizer_before_vae_says_what_to_run_first(
     assert "--minutes" in capsys.readouterr().err
 
 
+def test_all_ends_with_the_stage_that_stop_after_stops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next one needs the file that a stage writes at its end."""
+    run = ["--out", str(tmp_path), "--no-real", "--minutes", "5", "--stop-after", "1", *TINY]
+    assert main(["train", "all", *run]) == 0, capsys.readouterr().err
+    assert (tmp_path / "vae/checkpoint.safetensors").exists()
+    assert not (tmp_path / "tokenizer").exists()
+    done = ["--out", str(tmp_path), "--no-real", "--stop-after", "99", "--steps", "2", *TINY]
+    assert main(["train", "vae", *done]) == 2, "of another recipe"
+    (tmp_path / "vae/checkpoint.safetensors").unlink()
+    assert main(["train", "vae", *done]) == 0
+    assert (tmp_path / "vae.safetensors").exists(), "it reached its end before"
+
+
 def test_held_out_clips_stay_held_out(tmp_path: Path) -> None:
     for seed in range(24):
         write_video(tmp_path / f"clip{seed}-1.mp4", make_clip(seed, frames=6, size=32).video, 8)
@@ -154,16 +166,3 @@ def test_held_out_clips_stay_held_out(tmp_path: Path) -> None:
     stems = [{name.rsplit("-", 1)[0] for name in side.clips} for side in (train, held)]
     assert not stems[0] & stems[1], "an edited twin on the other side"
     assert len(train.clips) + len(held.clips) == 48
-
-
-@pytest.mark.slow
-def test_torchrun_trains_on_two_processes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "--master-port", "29517", "-m", "vft_lib", "train"]  # fmt: skip
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    for step in ("vae", "tokenizer"):
-        args = [step, "--no-real", "--out", str(tmp_path), *TINY]
-        subprocess.run([*command, *args], check=True, env=env, capture_output=True, timeout=240)
-    steps = [json.loads(r)["step"] for r in (tmp_path / "vae/log.jsonl").read_text().splitlines()]
-    assert steps == [0, 10, 11], "one process writes the log"
-    load_tokenizer(tmp_path / "tokenizer.safetensors", device="cpu")

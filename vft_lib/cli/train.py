@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -122,10 +123,17 @@ def _add_run(p: argparse.ArgumentParser, name: str) -> None:
 
 def _alone(train: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """One process, or the first of torchrun's, trains in a folder at a time."""
-    if int(os.environ.get("RANK", 0)):
-        return train(args)
-    with alone(args.out, lambda: note(f"another process trains in {args.out}; waiting for it")):
-        return train(args)
+    from ..train.loop import leave_group
+
+    here = (
+        nullcontext()
+        if int(os.environ.get("RANK", 0))
+        else alone(args.out, lambda: note(f"another process trains in {args.out}; waiting for it"))
+    )
+    with here:
+        code = train(args)
+    leave_group()  # not after an error: the others may wait for this process
+    return code
 
 
 def _device(args: argparse.Namespace) -> torch.device:
@@ -160,6 +168,7 @@ def _run(args: argparse.Namespace) -> Run:
     from ..footage.real import RealClips
     from ..footage.textures import textures
     from ..train.features import FrozenFeatures
+    from ..train.loop import first_alone
     from ..train.presets import Preset
     from ..train.run import Run, draw_worlds
 
@@ -186,8 +195,9 @@ def _run(args: argparse.Namespace) -> Run:
             pack = load_pack(args.pack, "train")
             clips, stills = pack.clips, pack.stills
         else:
-            kept = args.out / f"real-{size}.npz"
-            clips = RealClips.load(args.real, size, kept).split()[0].clips
+            with first_alone(device):  # the others read what it has decoded
+                real = RealClips.load(args.real, size, args.out / f"real-{size}.npz")
+            clips = real.split()[0].clips
         stills = stills | textures(args.textures, size * 5 // 4)
         bank = ClipBank(clips, stills, device)
     features = None if args.features is None else FrozenFeatures(args.features, (4, 8, 16))

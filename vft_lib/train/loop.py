@@ -14,7 +14,10 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,10 @@ from tqdm import tqdm
 from ..errors import VftError
 from ..files.atomic import check_place, write_bytes
 from ..transformer.fused import fusing
-from .state import EMA, State, load, optimizers, save
+from .state import EMA, State, before, last_good, load, optimizers, save
 
 LOG_EVERY = 10  # steps
+PATIENCE = timedelta(days=30)  # for what one process does while the others wait
 
 
 @dataclass(frozen=True)
@@ -120,12 +124,14 @@ def train(
 
     `out` receives `log.jsonl` (a line every ten steps and at each checkpoint),
     `checkpoint.safetensors` (weights and their average) and `optimizer-STEP.safetensors` (both at
-    least every `every` seconds), and strips.
+    least every `every` seconds; the one before the last stays, see `state.before`), and strips.
     If a checkpoint is there, training goes on from it; a window that follows a finished run begins
-    in the middle of the schedule. Under torchrun each process takes its own share of the randomness
-    and gradients are averaged. Weights are cast to `dtype` for the forward and backward pass and
-    kept in float32 (None: :func:`autocast_dtype`). `stop_after` ends the call early, as a kill
-    would, after that many steps of this call.
+    in the middle of the schedule. Under torchrun each process takes its own share of the
+    randomness, gradients and the loss are averaged, and the first process's clock counts. Weights
+    are cast to `dtype` for the forward and backward pass and kept in float32 (None:
+    :func:`autocast_dtype`). `stop_after` ends the call early, as a kill would, after that many
+    steps of this call. VftError, in all processes alike, where the loss or a gradient is no number:
+    it names the step and the last good checkpoint.
     """
     rank, world = join_group(device)
     dtype = dtype or autocast_dtype(device)
@@ -137,9 +143,9 @@ def train(
     opts = optimizers(task, schedule)
     ema = EMA(module, schedule.ema)
     checkpoint = out / "checkpoint.safetensors"
-    if rank == 0:  # weights, their average, two moments; twice, as the old one stays meanwhile
+    if rank == 0:  # weights, their average, two moments; thrice, as the old ones stay meanwhile
         size = 4 * sum(v.nbytes for v in module.state_dict().values())
-        check_place(checkpoint, size if checkpoint.exists() else 2 * size)
+        check_place(checkpoint, size * (3 - checkpoint.exists() - before(checkpoint).exists()))
     state, warm = State(0, 0.0, 0.0), 0  # warm: the step at which the learning rate begins to rise
     if checkpoint.exists():
         state = load(checkpoint, module, ema, opts, recipe if window is None else None)
@@ -162,7 +168,7 @@ def train(
         progress = schedule.progress(step)
         if limit is not None:
             gone = (time.monotonic() - clock) / max(1.0, limit - (clock - began))
-            progress = min(1.0, start + (1 - start) * gone)
+            progress = _of_first(min(1.0, start + (1 - start) * gone), device)
         for opt in opts:
             for group in opt.param_groups:
                 peak = group.setdefault("peak", group["lr"])
@@ -173,7 +179,7 @@ def train(
                           generator=step_generator(schedule.seed, step, rank, device))  # fmt: skip
         losses["loss"].backward()
         if world > 1:
-            _average_gradients(module, world)
+            losses["loss"] = _averaged(module, losses["loss"], world)
         norm = nn.utils.clip_grad_norm_(module.parameters(), schedule.grad_clip)
         for opt in opts:
             opt.step()
@@ -182,20 +188,19 @@ def train(
         now = time.monotonic()
         if step == first + 1:  # the first steps compile and choose kernels
             clock = now
-        last = step + 1 == schedule.steps if limit is None else now - began >= limit
-        if world > 1 and limit is not None:
-            last = _agree(last, device)
+        last = step + 1 == schedule.steps
+        if limit is not None:
+            last = _of_first(now - began >= limit, device) > 0
         stopping = stop_after is not None and step + 1 - first >= stop_after
-        saving = last or stopping or now - saved > every
+        due = now - saved > every and (world == 1 or step % LOG_EVERY == 0)
+        saving = last or stopping or due
         if step % LOG_EVERY == 0 or saving:
             row = {k: float(v.detach()) for k, v in losses.items()} | {"grad": float(norm)}
             now = time.monotonic()
             if not math.isfinite(row["loss"] + row["grad"]):
-                good = f"{checkpoint} is the last good checkpoint"
-                kept = good if checkpoint.exists() else "there is no checkpoint yet"
                 raise VftError(
                     f"the loss is {row['loss']}, its gradient {row['grad']} at step {step}; "
-                    f"{kept}: choose a lower learning rate or --dtype float32"
+                    f"{last_good(checkpoint)}: choose a lower learning rate or --dtype float32"
                 )
             if limit is not None and step >= first + 2 * LOG_EVERY:
                 if timed is None:
@@ -223,7 +228,8 @@ def train(
             saved = now
         if stopping or last:
             break
-    return ema.weights
+    with first_alone(device):  # the others go on when the last checkpoint is written
+        return ema.weights
 
 
 def _forward(module: Task, dtype: torch.dtype, **inputs: Any) -> dict[str, Tensor]:
@@ -236,24 +242,30 @@ def _forward(module: Task, dtype: torch.dtype, **inputs: Any) -> dict[str, Tenso
         return torch.func.functional_call(module, cast, kwargs=inputs)
 
 
-def _average_gradients(module: nn.Module, world: int) -> None:
-    """The mean of all processes' gradients; a weight without one counts as zero."""
+def _averaged(module: nn.Module, loss: Tensor, world: int) -> Tensor:
+    """The mean of all processes' gradients, a weight without one counting as zero; returns the mean
+    of their losses. What is no number in one of them is none in all."""
     grads = []
     for p in module.parameters():
         if p.requires_grad:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             grads.append(p.grad)
-    flat = torch.cat([g.flatten() for g in grads])
+    loss = loss.detach()[None]
+    flat = torch.cat([*(g.flatten() for g in grads), loss.to(grads[0])])
     torch.distributed.all_reduce(flat)
-    for g, part in zip(grads, (flat / world).split([g.numel() for g in grads])):
+    *parts, mean = (flat / world).split([*(g.numel() for g in grads), 1])
+    for g, part in zip(grads, parts):
         g.copy_(part.view_as(g))
+    return mean[0]
 
 
-def _agree(last: bool, device: torch.device) -> bool:
-    """Whether any process says that the window is over: all end with the same step."""
-    flag = torch.tensor(float(last), device=device)
-    torch.distributed.all_reduce(flag)
-    return bool(flag > 0)
+def _of_first(value: float, device: torch.device) -> float:
+    """The first process's value, in all of them: a clock of its own would part their weights."""
+    if not torch.distributed.is_initialized():
+        return value
+    shared = torch.tensor(float(value), device=device)
+    torch.distributed.broadcast(shared, 0)
+    return float(shared)
 
 
 def _busy(device: torch.device) -> dict[str, float]:
@@ -266,12 +278,45 @@ def _busy(device: torch.device) -> dict[str, float]:
         return {}
 
 
+_waiting: list[Any] = []  # the group in which processes wait for the first
+
+
 def join_group(device: torch.device) -> tuple[int, int]:
     """(rank, world size); under torchrun, joins the process group on the first call."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if world > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if world > 1 and not _waiting:
+        _waiting.append(torch.distributed.new_group(backend="gloo", timeout=PATIENCE))
     return rank, world
+
+
+def leave_group() -> None:
+    """The end of what :func:`join_group` began, in all processes."""
+    if _waiting:
+        _waiting.clear()
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def first_alone(device: torch.device) -> Iterator[bool]:
+    """Under torchrun, the first process runs the block and then the others do, which wait for it
+    for as long as it takes. Yields whether this is the first. VftError in the others if it fails
+    there."""
+    rank, world = join_group(device)
+    done = torch.ones(())
+    if rank > 0:
+        torch.distributed.broadcast(done, 0, _waiting[0])
+        if not done:
+            raise VftError("the first process ended with an error, which it names")
+    try:
+        yield rank == 0
+    except BaseException:
+        done.zero_()
+        raise
+    finally:
+        if rank == 0 and world > 1:
+            torch.distributed.broadcast(done, 0, _waiting[0])
 
 
 def _cut_log(path: Path, first: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,14 @@ from ..models.loading import load_prior, load_tokenizer
 from ..tokenizer.tokenizer import Tokenizer
 from .dataset import Latents, encode_dataset, world_count
 from .features import FrozenFeatures
-from .loop import Window, autocast_dtype, join_group, train
+from .loop import Window, autocast_dtype, first_alone, train
 from .presets import Preset
 from .prior import PriorTask
+from .state import finished
 from .tokenizer import TokenizerTask, encode_ids
 from .vae import VAETask, fold_latent_scale
+
+CHECKPOINT = "checkpoint.safetensors"  # in the folder of a stage
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,15 @@ class Run:
     def precision(self) -> torch.dtype:
         return self.dtype or autocast_dtype(self.device)
 
+    def in_turn(self) -> AbstractContextManager[object]:
+        """Around what is kept in files of the run: the first process makes them. What lies on a GPU
+        each process makes for itself."""
+        return nullcontext() if self.device.type == "cuda" else first_alone(self.device)
+
+    def stopped(self, stage: Path) -> bool:
+        """Whether `stop_after` ended the stage in that folder before its end."""
+        return self.stop_after is not None and not finished(stage / CHECKPOINT)
+
     def frozen_features(self) -> FrozenFeatures | None:
         """On the device, in the run's number format."""
         return None if self.features is None else self.features.to(self.device, self.precision)
@@ -63,7 +76,7 @@ def draw_worlds(preset: Preset, processes: int, alone: bool = False) -> Worlds |
 def train_vae(run: Run, window: Window | None = None, init: Path | None = None) -> Path:
     """Train the autoencoder; `init`: a tokenizer file whose autoencoder it goes on from. Returns
     the path of `vae.safetensors` (with a frozen encoder: of `tokenizer.safetensors`, that tokenizer
-    with the new decoder), or of the checkpoint where `stop_after` ended it."""
+    with the new decoder), or of the checkpoint where `stop_after` ended it before its end."""
     r = run.preset.vae
     torch.manual_seed(r.schedule.seed)
     task = VAETask(r, run.footage, run.frozen_features())
@@ -75,8 +88,8 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
         task, r.schedule, out, device=run.device, every=run.every, stop_after=run.stop_after,
         dtype=run.precision, window=window,
     )  # fmt: skip
-    if run.stop_after is not None:
-        return out / "checkpoint.safetensors"
+    if run.stopped(out):
+        return out / CHECKPOINT
     task.load_state_dict(weights)
     task.requires_grad_(False)
     if r.freeze_encoder:
@@ -84,32 +97,30 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
         old = load_tokenizer(init, dtype=torch.float32)
         old.vae.load_state_dict(task.vae.state_dict())
         path = run.out / "tokenizer.safetensors"
-        if join_group(run.device)[0] == 0:
-            save_tokenizer(path, old.config, old.state_dict(), torch.float16)
+        with first_alone(run.device) as first:
+            if first:
+                save_tokenizer(path, old.config, old.state_dict(), torch.float16)
         return path
     generator = torch.Generator(run.device).manual_seed(7)
     clips = run.footage.draw(generator, 32, 17, r.size, 0.25)
     scale = fold_latent_scale(task.vae, clips)
     print(f"latents were {scale.min():.2f} to {scale.max():.2f} wide by channel, now 1")
     path = run.out / "vae.safetensors"
-    if join_group(run.device)[0] == 0:
-        save_vae(path, task.vae.cpu())
+    with first_alone(run.device) as first:
+        if first:
+            save_vae(path, task.vae.cpu())
     return path
 
 
 def latents_of(run: Run, vae: VideoAutoencoder, deadline: float | None = None) -> Latents:
     """The training clips as latents: kept on a GPU, or in the run's folder."""
     r, device = run.preset.tokenizer, run.device
-    rank, world = join_group(device)
-    if rank > 0:
-        torch.distributed.barrier()  # until the first process has written them
-    found = encode_dataset(
-        r.config, vae.to(device), run.footage, r.clips, r.world_share, r.schedule.seed + 1, device,
-        run.precision, None if device.type == "cuda" else run.out, run.frozen_features(), deadline,
-    )  # fmt: skip
-    if rank == 0 and world > 1:
-        torch.distributed.barrier()
-    return found
+    folder = None if device.type == "cuda" else run.out
+    with run.in_turn():
+        return encode_dataset(
+            r.config, vae.to(device), run.footage, r.clips, r.world_share, r.schedule.seed + 1,
+            device, run.precision, folder, run.frozen_features(), deadline,
+        )  # fmt: skip
 
 
 def train_tokenizer(
@@ -126,20 +137,22 @@ def train_tokenizer(
     out = run.out / "tokenizer"
     if init is not None:
         start = load_tokenizer(init, device=device, dtype=torch.float32)
-        task.start_from(start, out / "ids.safetensors")
+        with first_alone(device):
+            task.start_from(start, out / "ids.safetensors")
     weights = train(
         task, r.schedule, out, device=device, every=run.every, stop_after=run.stop_after,
         dtype=run.precision, window=window,
     )  # fmt: skip
-    if run.stop_after is not None:
-        return out / "checkpoint.safetensors"
+    if run.stopped(out):
+        return out / CHECKPOINT
     weights = {k: v for k, v in weights.items() if not k.startswith("alignment.")}
     weights |= {f"vae.{k}": v for k, v in vae.state_dict().items()}
     assert weights.keys() == Tokenizer(r.config).state_dict().keys()
     path = run.out / "tokenizer.safetensors"
-    if join_group(device)[0] == 0:
-        mark = save_tokenizer(path, r.config, weights, torch.float16)
-        print(f"{path}: fingerprint {mark}")
+    with first_alone(device) as first:
+        if first:
+            mark = save_tokenizer(path, r.config, weights, torch.float16)
+            print(f"{path}: fingerprint {mark}")
     return path
 
 
@@ -158,7 +171,8 @@ def train_prior(
     if run.footage.worlds is None:
         raise VftError("a prior learns the captions of procedural clips, and there are none")
     cache = None if device.type == "cuda" else run.out / "prior" / "ids.safetensors"
-    ids = encode_ids(tokenizer, data.latents, cache)
+    with run.in_turn():
+        ids = encode_ids(tokenizer, data.latents, cache)
     torch.manual_seed(r.schedule.seed)
     task = PriorTask(r, tokenizer, ids, data.seeds(run.footage.worlds.seeds))
     if init is not None:
@@ -169,13 +183,14 @@ def train_prior(
         task, r.schedule, run.out / "prior", device=device, every=run.every,
         stop_after=run.stop_after, dtype=dtype, window=window,
     )  # fmt: skip
-    if run.stop_after is not None:
-        return run.out / "prior" / "checkpoint.safetensors"
+    if run.stopped(run.out / "prior"):
+        return run.out / "prior" / CHECKPOINT
     path = run.out / "prior.safetensors"
-    if join_group(device)[0] == 0:
-        kept = {k.removeprefix("prior."): v for k, v in weights.items()}
-        mark = save_prior(path, task.prior.config, kept, torch.float16)
-        print(f"{path}: fingerprint {mark}")
+    with first_alone(device) as first:
+        if first:
+            kept = {k.removeprefix("prior."): v for k, v in weights.items()}
+            mark = save_prior(path, task.prior.config, kept, torch.float16)
+            print(f"{path}: fingerprint {mark}")
     return path
 
 
@@ -183,7 +198,8 @@ def train_all(
     run: Run, minutes: float, shares: tuple[float, float, float], init: Path | None = None
 ) -> None:
     """All three stages in one window of `minutes`, each with its share of what is left of it. A
-    share of 0 leaves out a stage, whose file must be there."""
+    share of 0 leaves out a stage, whose file must be there. A stage that `stop_after` ends is the
+    last: the next one would need its file."""
     began = time.monotonic()
     end = began
     total = sum(shares)
@@ -195,10 +211,12 @@ def train_all(
         window = Window((end - time.monotonic()) / 60)
         if stage == "vae":
             train_vae(run, window, init)
-            continue
-        if data is None:
-            data = latents_of(run, _vae(run), _share(window, 0.25))
-        (train_tokenizer if stage == "tokenizer" else train_prior)(run, data, window)
+        else:
+            if data is None:
+                data = latents_of(run, _vae(run), _share(window, 0.25))
+            (train_tokenizer if stage == "tokenizer" else train_prior)(run, data, window)
+        if run.stopped(run.out / stage):
+            break
 
 
 def _share(window: Window, share: float) -> float:

@@ -4,6 +4,8 @@ the files that keep all of it."""
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +101,9 @@ def save(
     state: State,
 ) -> None:  # fmt: skip
     """Write `path` and the optimizers' moments. Those lie apart, in a file named after the step: a
-    run that is killed between the two files finds the moments of the checkpoint that is there."""
+    run that is killed between the two files finds the moments of the checkpoint that is there. The
+    checkpoint that was there becomes :func:`before`'s, with its moments: a run may go wrong some
+    time before its loss shows it."""
     meta = {"step": state.step, "seconds": state.seconds, "progress": state.progress,
             "recipe": recipe}  # fmt: skip
     moments = {
@@ -110,25 +114,72 @@ def save(
     }  # fmt: skip
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in ema.weights.items()}
-    beside = _moments_of(path, state.step)
-    for place, content in ((beside, moments), (path, tensors)):
-        content = {k: v.detach().cpu().contiguous() for k, v in content.items()}
-        with replacing(place) as tmp:
-            write_safetensors(tmp, Cast(content, None), {"train": json.dumps(meta)})
+    _write(_moments_of(path, state.step), moments, meta)
+    if path.exists() and step_of(path) != state.step:
+        _keep(path, before(path))
+    _write(path, tensors, meta)
+    held = [p for p in (path, before(path)) if p.exists()]
+    kept = {_moments_of(path, step_of(p)) for p in held}
     for old in path.parent.glob("optimizer-*.safetensors"):
-        if old != beside:
+        if old not in kept:
             old.unlink()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with replacing(path) as tmp:
+        write_safetensors(tmp, Cast(tensors, None), {"train": json.dumps(meta)})
+
+
+def before(checkpoint: Path) -> Path:
+    """Where the checkpoint before the last is kept."""
+    return checkpoint.with_stem(f"{checkpoint.stem}-before")
+
+
+def step_of(checkpoint: Path) -> int:
+    """How many steps the run had made when it was written. CheckpointError if it is none."""
+    return int(_head(checkpoint)["step"])
+
+
+def finished(checkpoint: Path) -> bool:
+    """Whether the run that wrote it was at its end, or at that of its window."""
+    return bool(_head(checkpoint).get("progress") == 1)
+
+
+def last_good(checkpoint: Path) -> str:
+    """What a run that failed can go on from, in words."""
+    if not checkpoint.exists():
+        return "there is no checkpoint yet"
+    said = f"{checkpoint} (step {step_of(checkpoint)}) is the last good checkpoint"
+    older = before(checkpoint)
+    if older.exists():
+        said += f", {older.name} (step {step_of(older)}) the one before"
+    return said
+
+
+def _keep(path: Path, place: Path) -> None:
+    """`place` becomes a second name of the file, or a copy where there are no such names."""
+    with replacing(place) as tmp:
+        tmp.unlink()
+        try:
+            os.link(path, tmp)
+        except OSError:
+            shutil.copyfile(path, tmp)
 
 
 def _moments_of(checkpoint: Path, step: int) -> Path:
     return checkpoint.with_name(f"optimizer-{step:07d}.safetensors")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _head(path: Path) -> dict[str, Any]:
+    return _read(path, weights=False)[0]
+
+
+def _read(path: Path, weights: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as f:
-            meta = json.loads(f.metadata()["train"])
-            return meta, {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  (no mapping)
+            meta, keys = json.loads(f.metadata()["train"]), f.keys() if weights else ()
+            return meta, {k: f.get_tensor(k) for k in keys}
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(
             f"{path} is not a training checkpoint ({e}); delete it to start again"
