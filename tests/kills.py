@@ -283,7 +283,7 @@ def cases(folder: Path) -> Iterator[tuple[list[Case], Starter]]:
         "6",
     ]
     trained: dict[str, Callable[[Path], object]] = {
-        r"(vae|tokenizer|prior)/checkpoint\.safetensors": safetensors_whole,
+        r"(vae|tokenizer|prior)/checkpoint(-before)?\.safetensors": safetensors_whole,
         r"(vae|tokenizer|prior)/optimizer-\d+\.safetensors": safetensors_whole,
         r"(vae|tokenizer|prior)/log\.jsonl": rows_whole,
         r"latents\.(f16|done)": lambda file: None,
@@ -312,10 +312,10 @@ def cases(folder: Path) -> Iterator[tuple[list[Case], Starter]]:
                  loads=lambda out: load_tokenizer(out / "m.safetensors")),
             download(hub),
             Case("train vae", ["train", "vae", "--out", "{out}", *train], working=trained,
-                 loose=r"vae/(log\.jsonl|checkpoint\.safetensors|optimizer-.*)"),
+                 loose=r"vae/(log\.jsonl|checkpoint(-before)?\.safetensors|optimizer-.*)"),
             Case("train tokenizer", ["train", "tokenizer", "--out", "{out}", *train],
                  before=base, working=trained,
-                 loose=r"tokenizer/(log\.jsonl|checkpoint\.safetensors|optimizer-.*)",
+                 loose=r"tokenizer/(log\.jsonl|checkpoint(-before)?\.safetensors|optimizer-.*)",
                  loads=lambda out: load_tokenizer(out / "tokenizer.safetensors")),
         ]  # fmt: skip
         yield every, starter
