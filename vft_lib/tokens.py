@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ class Tokens:
     """Clips as ids, coarse to fine: `ids` is int64 `[B,t,k]`, register j of latent frame i at
     `[:, i, j]`. A shorter row is the same clip at a smaller budget.
 
+    `budgets`, where latent frames differ: how many ids each of the t holds, in every clip of the
+    batch, k the most of them; in place of those that are not there stands -1. None: all hold k.
+
     `tokenizer` and `fingerprint` say whose ids these are; `frames` is the clip's real length,
     before it was padded to whole chunks; `fps` its frame rate; `size` the model's (h, w) in
     pixels; `source_size` (h, w) of the clip before `fit` brought it to that size. `source` is the
@@ -36,6 +39,7 @@ class Tokens:
     source_size: tuple[int, int] | None = None
     fit: str = "crop"
     source: str | None = None
+    budgets: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 3 or self.ids.dtype != torch.int64:
@@ -43,16 +47,36 @@ class Tokens:
                 f"ids have shape {list(self.ids.shape)} and dtype {self.ids.dtype}; "
                 "expected int64 [B,t,k]"
             )
+        if self.budgets is not None:
+            t, k = self.ids.shape[1:]
+            least, most = (f(self.budgets, default=0) for f in (min, max))
+            if len(self.budgets) != t or least < 1 or most != k or least == most:
+                raise VftError(
+                    f"got {len(self.budgets)} budgets from {least} to {most} for {t} latent frames "
+                    f"of up to {k} ids; expected one each, 1 to {k}, {k} among them, not all alike"
+                )
+            if (self.ids != -1).masked_fill(self.there, False).any():
+                raise VftError("ids beyond the budget of their latent frame are expected to be -1")
 
     @property
     def budget(self) -> int:
-        """Ids per latent frame."""
+        """Ids per latent frame; where they differ, of those that hold most."""
         return self.ids.shape[2]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Ids of each latent frame."""
+        return self.budgets or (self.budget,) * self.ids.shape[1]
+
+    @property
+    def there(self) -> Tensor:
+        """Which ids a latent frame holds: bool `[t,k]`."""
+        return torch.arange(self.budget) < torch.tensor(self.rows)[:, None]
 
     @property
     def count(self) -> int:
         """Ids per clip."""
-        return self.ids[0].numel()
+        return sum(self.rows)
 
     @property
     def id_bytes(self) -> int:
@@ -69,31 +93,58 @@ class Tokens:
         """Every field but the ids."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "ids"}
 
-    def truncate(self, budget: int) -> Tokens:
-        """Keep the first `budget` ids of every latent frame; nothing is encoded again.
+    def truncate(self, budget: int | Sequence[int]) -> Tokens:
+        """Keep the first `budget` ids of every latent frame (all, of one that holds fewer), or as
+        many as a sequence says of each of the t. Nothing is encoded again.
 
         Raises VftError unless 1 <= budget <= the budget there is: truncation cannot add detail.
         """
-        if not 1 <= budget <= self.budget:
-            raise VftError(
-                f"budget {budget} is out of range: these tokens hold {self.budget} per latent "
-                f"frame; choose 1 to {self.budget}"
-            )
-        return dataclasses.replace(self, ids=self.ids[:, :, :budget])
+        each = [budget] * len(self.rows) if isinstance(budget, int) else list(budget)
+        if len(each) != len(self.rows):
+            raise VftError(f"got {len(each)} budgets for {len(self.rows)} latent frames")
+        most = (self.budget,) * len(each) if isinstance(budget, int) else self.rows
+        for wanted, there in zip(each, most):
+            if not 1 <= wanted <= there:
+                raise VftError(
+                    f"budget {wanted} is out of range: these tokens hold {there} per latent "
+                    f"frame; choose 1 to {there}"
+                )
+        return self.with_ids(self.ids, list(map(min, each, self.rows)))
 
-    def budget_within(self, *, count: int | None = None, id_bytes: int | None = None) -> int:
-        """The largest budget whose ids are at most `count` a clip, or at most `id_bytes` bytes.
-        Raises VftError if not even one id per latent frame fits."""
+    def with_ids(self, ids: Tensor, rows: Sequence[int], **fields: Any) -> Tokens:
+        """A copy that holds the first `rows[i]` of `ids[:, i]`, for each latent frame i; `ids` may
+        be of another length. `fields` are replaced too."""
+        k = max(rows)
+        ids = ids[:, :, :k]
+        if min(rows) == k:
+            return dataclasses.replace(self, ids=ids, budgets=None, **fields)
+        beyond = torch.arange(k) >= torch.tensor(rows)[:, None]  # (t, k)
+        ids = ids.masked_fill(beyond, -1)
+        return dataclasses.replace(self, ids=ids, budgets=tuple(rows), **fields)
+
+    def within(self, *, count: int | None = None, id_bytes: int | None = None) -> int:
+        """How many ids a clip may hold: `count`, or as many as fit `id_bytes`, at most those there
+        are. Raises VftError if not even one id per latent frame fits."""
         if (count is None) == (id_bytes is None):
             raise VftError("give a number of ids or of bytes, one of them")
         limit = count if count is not None else (id_bytes or 0) // 2
-        rows = self.ids.shape[1]
+        rows = len(self.rows)
         if limit < rows:
             raise VftError(
                 f"one id for each of {rows} latent frames is {rows} ids, {2 * rows} bytes; "
                 f"{limit} are allowed: raise the limit, or cut the clip in time"
             )
-        return min(limit // rows, self.budget)
+        return min(limit, self.count)
+
+    def budget_within(self, *, count: int | None = None, id_bytes: int | None = None) -> int:
+        """The largest budget at which a clip holds at most `count` ids, or at most `id_bytes` bytes
+        of them. Raises VftError if not even one id per latent frame fits."""
+        limit, total = self.within(count=count, id_bytes=id_bytes), 0
+        for k in range(1, self.budget + 1):
+            total += sum(k <= row for row in self.rows)
+            if total > limit:
+                return k - 1
+        return self.budget
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -107,12 +158,19 @@ class Tokens:
         back by `load`: a ComfyUI workflow, for one."""
         if len(self) != 1:
             raise VftError(f"a token file holds one clip, got {len(self)}; save tokens[i] each")
-        if not 0 <= int(self.ids.min()) <= int(self.ids.max()) < 1 << 16:
-            raise VftError(f"ids go up to {int(self.ids.max())}; a token file holds 0 to 65535")
-        write_token_file(path, self.facts, self.ids[0].numpy().astype(np.uint16), notes)
+        ids = self.ids[0] if self.budgets is None else self.ids[0][self.there]
+        if not 0 <= int(ids.min()) <= int(ids.max()) < 1 << 16:
+            raise VftError(f"ids go up to {int(ids.max())}; a token file holds 0 to 65535")
+        write_token_file(path, self.facts, ids.numpy().astype(np.uint16), notes)
 
     @staticmethod
     def load(path: str | Path) -> Tokens:
         """Read a token file. Anything but a sound one raises TokenFileError with one line."""
         facts, ids = read_token_file(Path(path))
-        return Tokens(ids=torch.from_numpy(ids.astype(np.int64))[None], **facts)
+        found = torch.from_numpy(ids.astype(np.int64))
+        if (budgets := facts["budgets"]) is not None:
+            k = max(budgets)
+            grid = torch.full((len(budgets), k), -1)
+            grid[torch.arange(k) < torch.tensor(budgets)[:, None]] = found
+            found = grid
+        return Tokens(ids=found[None], **facts)

@@ -124,7 +124,7 @@ class JoinTokens(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "VFTJoinTokens", "VFT Join Tokens",
-            description="One clip after the other, as tokens. The smaller budget counts.",
+            description="One clip after the other, as tokens. Each keeps its budget.",
             search_aliases=["concatenate tokens", "videoflextok join"],
             inputs=[
                 TokenizerType.Input("tokenizer", tooltip="The one that made the tokens."),

@@ -57,17 +57,31 @@ def test_chunks_that_are_not_there_are_named(
         slice_tokens(tiny_tokenizer, tokens, first, count)
 
 
-def test_joining_takes_the_smallest_budget_and_holds_or_drops_what_is_not_full(
-    tok: Tokenizer,
-) -> None:
+def test_joined_clips_keep_their_budgets_and_hold_or_drop_what_is_not_full(tok: Tokenizer) -> None:
     a, b = tok.encode(clips(1, 40)), tok.encode(clips(1, 20, seed=1)).truncate(3)
     o = tok.config.overlap
     held, dropped = join_tokens(tok, [a, b]), join_tokens(tok, [a, b], drop_partial=True)
-    assert held.budget == dropped.budget == 3
+    rows = len(b.rows) - o
+    assert held.rows == a.rows + b.rows[o:]
+    assert dropped.rows == a.rows[: len(dropped.rows) - rows] + b.rows[o:]
+    assert torch.equal(held.ids[:, -rows:, :3], b.ids[:, o:])
     assert held.frames == 51 - 2 * o + 20 - o  # three whole chunks, then b
     assert dropped.frames == 34 - o + 20 - o
     for joined in (held, dropped):
         assert tok.decode(joined, steps=1).shape[2] == joined.frames
+    assert join_tokens(tok, [a.truncate(3), b]).budgets is None
+
+
+def test_the_slices_of_an_uneven_clip_join_to_the_clip(tok: Tokenizer) -> None:
+    whole = tok.encode(clips(2, 40))
+    tokens = whole.truncate([1 + i % 7 for i in range(len(whole.rows))])
+    parts = [slice_tokens(tok, tokens, 0, 1), slice_tokens(tok, tokens, 1)]
+    assert max(parts[0].rows) == parts[0].budget < tokens.budget
+    joined = join_tokens(tok, parts)
+    assert torch.equal(joined.ids, tokens.ids)
+    assert joined.budgets == tokens.budgets
+    even = slice_tokens(tok, whole.truncate([4] * 5 + [2] * (len(whole.rows) - 5)), 0, 1)
+    assert (even.budget, even.budgets) == (4, None)
 
 
 def test_clips_that_do_not_fit_together_are_refused(tok: Tokenizer) -> None:

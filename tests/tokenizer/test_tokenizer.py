@@ -369,6 +369,66 @@ def test_each_clip_at_its_own_budget(tiny_tokenizer: Tokenizer) -> None:
             tiny_tokenizer.decode(tokens, budgets=bad)
 
 
+def test_each_latent_frame_at_its_own_budget(tok: Tokenizer) -> None:
+    """What a chunk becomes depends on its own budgets alone: those of version 2's files."""
+    full = tok.encode(clips(2, 30))
+    t, rows = tok.config.token_frames, len(full.rows)
+    ways: dict[str, Any] = {"steps": 2, "guidance": 2.0, "seed": 4}
+    mixed = full.truncate([8] * t + [3] * (rows - t))
+    video, whole = tok.decode(mixed, **ways), tok.decode(full, **ways)
+    assert torch.equal(video[:, :, :17], whole[:, :, :17])
+    coarse = tok.decode(full.truncate(3), **ways)
+    assert torch.equal(video[:, :, 17:], coarse[:, :, 17:]) == (tok.config.overlap == 0)
+    assert (video[:, :, 17:] - whole[:, :, 17:]).abs().max() > 1e-3
+    uneven = mixed.truncate([8, 1, 3, 2, 5] + [3] * (rows - t))
+    other = tok.decode(uneven, **ways)
+    for k in (1, 3, 8):
+        assert (other - tok.decode(full.truncate(k), **ways)).abs().max() > 1e-3
+    for i in range(2):
+        assert torch.equal(tok.decode(uneven[i], **ways), other[i : i + 1])
+    capped = tok.decode(uneven, budgets=[3, 8], **ways)
+    assert torch.equal(capped[:1], tok.decode(uneven[0].truncate(3), **ways))
+    assert torch.equal(capped[1:], other[1:])
+
+
+def test_registers_beyond_a_latent_frames_budget_are_the_stand_in(tok: Tokenizer) -> None:
+    codes = tok.fsq.codes(tok.encode(clips(2, 17)).ids)
+    zeros, no = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool)
+    keep = torch.tensor([[8, 1, 3, 2, 5], [1, 1, 8, 4, 4]])
+    found = tok.decoder.prepare(codes, keep, zeros, no)
+    for i, j in itertools.product(range(2), range(5)):
+        alone = tok.decoder.prepare(codes, keep[:, j], zeros, no)[i, j]
+        assert torch.equal(found[i, j], alone)
+        assert (found[i, j, keep[i, j] :] == tok.decoder.nested_mask).all()
+
+
+def test_an_uneven_chunk_takes_no_more_registers_than_it_holds(
+    tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tok, seen = with_overlap(tiny_tokenizer, 0), list[int]()
+    merge = tok.decoder.merge
+
+    def noted(registers: Tensor, keep: int) -> tuple[Tensor, int]:
+        seen.append(keep)
+        return merge(registers, keep)
+
+    monkeypatch.setattr(tok.decoder, "merge", noted)
+    full = tok.encode(clips(1, 34))
+    tok.decode(full.truncate([1, 2, 1, 1, 1] + [7] * 5), steps=1, guidance=1.0)
+    assert seen == [2, 7]
+
+
+def test_ids_that_are_not_there_are_no_ids(tiny_tokenizer: Tokenizer) -> None:
+    tokens = tiny_tokenizer.encode(clips(1, 17))
+    missing = dataclasses.replace(tokens, ids=tokens.ids.clone())
+    missing.ids[:, 2, 3] = -1
+    with pytest.raises(VftError, match="ids go up to"):
+        tiny_tokenizer.decode(missing, steps=1)
+    missing = dataclasses.replace(missing.truncate((8, 8, 4, 8, 8)))
+    with pytest.raises(VftError, match="ids go up to"):
+        tiny_tokenizer.decode(missing, steps=1)
+
+
 def test_unclamped_values_are_there_to_have(tiny_tokenizer: Tokenizer) -> None:
     tokens = tiny_tokenizer.encode(clips(1, 17))
     tiny_tokenizer = copy.deepcopy(tiny_tokenizer)

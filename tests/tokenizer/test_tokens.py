@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,18 @@ GOOD: dict[str, Any] = {
     "version": 1, "tokenizer": "tiny", "fingerprint": "ab", "frames": 17, "fps": 8.0,
     "size": [64, 64], "fit": "crop",
 }  # fmt: skip
+
+
+UNEVEN = (8, 1, 3, 3, 1)
+
+
+def uneven_file(path: Path, budgets: Any = UNEVEN, count: int | None = None, **more: Any) -> None:
+    """A file of version 2, as another program might write it."""
+    each = np.array(budgets, np.uint16) if isinstance(budgets, tuple) else budgets
+    ids = np.arange(int(each.sum()) if count is None else count, dtype=np.uint16)
+    save_file(
+        {"ids": ids, "budgets": each} | more, path, {"vft": json.dumps(GOOD | {"version": 2})}
+    )
 
 
 def refused(path: Path) -> str:
@@ -201,7 +214,7 @@ def test_other_tensors(tmp_path: Path, names: tuple[str, ...]) -> None:
     assert "tensors" in refused(tmp_path / "a.vft")
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, True * 7, [1], "x" * 10_000])
+@pytest.mark.parametrize("version", [0, 3, "1", "2", True, 2.0, None, True * 7, [1], "x" * 10_000])
 def test_other_versions(tmp_path: Path, version: Any) -> None:
     meta = json.dumps(GOOD | {"version": version})
     save_file({"ids": np.zeros((2, 3), np.uint16)}, tmp_path / "a.vft", {"vft": meta})
@@ -254,6 +267,153 @@ def test_a_later_program_may_add_entries(tmp_path: Path) -> None:
     meta = json.dumps(GOOD | {"mood": "calm"})
     save_file({"ids": np.zeros((2, 3), np.uint16)}, tmp_path / "a.vft", {"vft": meta})
     assert Tokens.load(tmp_path / "a.vft").frames == 17
+
+
+# ---------------------------------------------------------------------- a budget per latent frame
+
+
+def test_an_uneven_grid_survives_its_file(tmp_path: Path) -> None:
+    tokens = grid(k=8).truncate(UNEVEN)
+    tokens.save(tmp_path / "a.vft")
+    back = Tokens.load(tmp_path / "a.vft")
+    assert torch.equal(back.ids, tokens.ids)
+    for field in dataclasses.fields(Tokens):
+        if field.name != "ids":
+            assert getattr(back, field.name) == getattr(tokens, field.name), field.name
+    with safe_open(tmp_path / "a.vft", "np") as f:
+        assert json.loads(f.metadata()["vft"])["version"] == 2
+        assert f.get_tensor("budgets").tolist() == [8, 1, 3, 3, 1]
+        assert f.get_tensor("ids").tolist() == tokens.ids[tokens.ids >= 0].tolist()
+
+
+def test_version_1_is_written_where_budgets_are_equal(tmp_path: Path) -> None:
+    grid(k=8).truncate([3] * 5).save(tmp_path / "a.vft")
+    grid(k=8).truncate(3).save(tmp_path / "b.vft")
+    assert (tmp_path / "a.vft").read_bytes() == (tmp_path / "b.vft").read_bytes()
+    assert b'"version\\":1' in (tmp_path / "a.vft").read_bytes()
+
+
+def test_an_uneven_grid_of_another_program(tmp_path: Path) -> None:
+    uneven_file(tmp_path / "a.vft")
+    tokens = Tokens.load(tmp_path / "a.vft")
+    assert tokens.ids[0].tolist() == [
+        [0, 1, 2, 3, 4, 5, 6, 7], [8] + [-1] * 7, [9, 10, 11] + [-1] * 5,
+        [12, 13, 14] + [-1] * 5, [15] + [-1] * 7,
+    ]  # fmt: skip
+    assert (tokens.budget, tokens.count, tokens.id_bytes) == (8, 16, 32)
+    assert tokens.budgets == tokens.rows == UNEVEN
+
+
+@pytest.mark.parametrize(
+    ("budgets", "count", "said"),
+    [
+        ((8, 0, 8), None, "budgets are 0 to 8"), ((3, 3), None, "not all alike"),
+        ((1, 4097), None, "expected 1 to 4096"), ((1, 2), 4, "4 ids, but its budgets are of 3"),
+        ((1, 2), 2, "2 ids"), ((65535,) * 3 + (1,), 5, "65535"), ((7,), None, "not all alike"),
+        ((1,) * 1100 + (4096,), None, "too thin"),
+        (np.array([[1, 2]], np.uint16), None, "expected U16 [t]"),
+        (np.array([1, 2], np.int64), None, "expected U16 [t]"),
+        (np.zeros(0, np.uint16), 3, "expected U16 [t]"), ((1, 2), 0, "expected U16 [n]"),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_budgets_that_no_clip_has(
+    tmp_path: Path, budgets: Any, count: int | None, said: str
+) -> None:
+    uneven_file(tmp_path / "a.vft", budgets, count)
+    assert said in refused(tmp_path / "a.vft")
+
+
+def test_tensors_of_the_other_version(tmp_path: Path) -> None:
+    ids = np.zeros((2, 3), np.uint16)
+    uneven_file(tmp_path / "a.vft", ids=ids)
+    assert "ids are U16 [2, 3], expected U16 [n]" in refused(tmp_path / "a.vft")
+    uneven_file(tmp_path / "a.vft", more=ids)
+    assert "other tensors than 'budgets' and 'ids'" in refused(tmp_path / "a.vft")
+    both = {"ids": ids, "budgets": np.ones(2, np.uint16)}
+    save_file(both, tmp_path / "a.vft", {"vft": json.dumps(GOOD)})
+    assert "other tensors than 'ids'" in refused(tmp_path / "a.vft")
+
+
+def test_a_thin_file_asks_for_no_memory(tmp_path: Path) -> None:
+    """300 kB would become a grid of 4 GB."""
+    budgets = (1,) * 131_000 + (4096,)
+    uneven_file(tmp_path / "a.vft", budgets)
+    tracemalloc.start()
+    assert "too thin" in refused(tmp_path / "a.vft")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_what_would_not_be_read_is_not_written(tmp_path: Path) -> None:
+    budgets = (1,) * 1100 + (4096,)
+    tokens = grid(t=1101, k=4096).truncate(budgets)
+    with pytest.raises(VftError, match="too thin; cut the clip in time"):
+        tokens.save(tmp_path / "a.vft")
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_damaged_byte_of_an_uneven_file(tmp_path: Path) -> None:
+    uneven_file(tmp_path / "a.vft", (4, 1, 2))
+    data = (tmp_path / "a.vft").read_bytes()
+    path, accepted = tmp_path / "b.vft", 0
+    for place in range(len(data)):
+        for value in (0, 34, 255):
+            path.write_bytes(data[:place] + bytes([value]) + data[place + 1 :])
+            try:
+                tokens = Tokens.load(path)
+                accepted += 1
+                assert tokens.count == int((tokens.ids >= 0).sum())
+            except TokenFileError as e:
+                assert "\n" not in str(e)
+    assert 0 < accepted < len(data)
+
+
+def test_uneven_truncation_is_nested() -> None:
+    tokens = grid(k=8, batch=2)
+    part = tokens.truncate(UNEVEN)
+    assert (part.budget, part.count, part.budgets) == (8, 16, UNEVEN)
+    for i, k in enumerate(UNEVEN):
+        assert torch.equal(part.ids[:, i, :k], tokens.ids[:, i, :k])
+        assert (part.ids[:, i, k:] == -1).all()
+    assert torch.equal(part.truncate(8).ids, part.ids)
+    two = part.truncate(2)  # of each the first two, or what it has
+    assert two.budgets == (2, 1, 2, 2, 1)
+    assert torch.equal(two.ids, tokens.truncate((2, 1, 2, 2, 1)).ids)
+    assert torch.equal(part.truncate(1).ids, tokens.truncate(1).ids)
+    assert part.truncate(1).budgets is None
+    assert torch.equal(part[1].ids, part.ids[1:])
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        ([8, 1, 3, 3], "4 budgets for 5 latent frames"),
+        ([8, 2, 3, 3, 1], r"budget 2 is out of range.*1 per latent frame; choose 1 to 1"),
+        ([0, 1, 3, 3, 1], "budget 0 is out of range"), (9, "choose 1 to 8"),
+    ],
+)  # fmt: skip
+def test_budgets_beyond_what_is_there(budgets: Any, said: str) -> None:
+    with pytest.raises(VftError, match=said):
+        grid(k=8).truncate(UNEVEN).truncate(budgets)
+
+
+@pytest.mark.parametrize("budgets", [(), (1, 2), (3, 1, 1, 1, 1), (2, 0, 1, 1, 1), (2,) * 5])
+def test_budgets_that_do_not_belong_to_the_ids(budgets: tuple[int, ...]) -> None:
+    with pytest.raises(VftError, match=r"budgets from \d to \d for 5 latent frames of up to 2 ids"):
+        dataclasses.replace(grid(k=2), budgets=budgets)
+    with pytest.raises(VftError, match="expected to be -1"):
+        dataclasses.replace(grid(k=2), budgets=(2, 1, 1, 1, 1))
+
+
+def test_the_budget_within_of_an_uneven_grid() -> None:
+    tokens = grid(k=8).truncate(UNEVEN)  # 5 hold 1, three 2, three 3, one each up to 8
+    assert [tokens.budget_within(count=n) for n in (5, 7, 8, 10, 11, 12, 16, 99)] == [
+        1, 1, 2, 2, 3, 4, 8, 8,
+    ]  # fmt: skip
+    assert tokens.within(id_bytes=25) == 12
+    assert tokens.within(count=99) == 16
 
 
 # ---------------------------------------------------------------------- the grid

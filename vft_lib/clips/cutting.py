@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import VftError
 from ..tokenizer.tokenizer import Tokenizer
@@ -33,17 +33,17 @@ def slice_tokens(
         )
     new = c.token_frames - c.overlap
     start = first * new
-    ids = tokens.ids[:, start : start + c.token_frames + (count - 1) * new]
+    kept = slice(start, start + c.token_frames + (count - 1) * new)
     left = tokens.frames - first * c.stride
     frames = min(left, c.chunk_frames + (count - 1) * c.stride)
-    return dataclasses.replace(tokens, ids=ids, frames=frames)
+    return tokens.with_ids(tokens.ids[:, kept], tokens.rows[kept], frames=frames)
 
 
 def join_tokens(
     tokenizer: Tokenizer, clips: Sequence[Tokens], *, drop_partial: bool = False
 ) -> Tokens:
-    """Tokens of clips one after the other, at the smallest of their budgets. Where chunks
-    share a frame the last frame of a clip takes the place of the next one's first.
+    """Tokens of clips one after the other, each at its own budget. Where chunks share a frame the
+    last frame of a clip takes the place of the next one's first.
 
     A clip whose last chunk is not full holds its last frame until the chunk ends, or loses
     that chunk with `drop_partial`. Raises VftError for clips of different tokenizers, frame
@@ -51,7 +51,7 @@ def join_tokens(
     """
     if not clips:
         raise VftError("got no clips to join; give one or more")
-    c, budget = tokenizer.config, min(t.budget for t in clips)
+    c, most = tokenizer.config, max(t.budget for t in clips)
     for clip in clips:
         tokenizer.check_tokens(clip)
         if clip.fps != clips[0].fps or len(clip) != len(clips[0]):
@@ -59,7 +59,8 @@ def join_tokens(
                 f"got clips of {clips[0].fps:g} and {clip.fps:g} fps, batches of "
                 f"{len(clips[0])} and {len(clip)}; join clips that agree in both"
             )
-    rows: list[Tensor] = []
+    ids: list[Tensor] = []
+    rows: list[int] = []
     frames = 0
     for i, clip in enumerate(clips):
         whole = 1 + (clip.frames - c.chunk_frames) // c.stride  # chunks that are full
@@ -73,6 +74,8 @@ def join_tokens(
             clip = slice_tokens(tokenizer, clip, 0, whole)
         chunks = tokenizer.chunk_count(clip.frames)
         full = c.chunk_frames + (chunks - 1) * c.stride
-        rows.append(clip.ids[:, c.overlap if i else 0 :, :budget])
+        first = c.overlap if i else 0
+        ids.append(F.pad(clip.ids[:, first:], (0, most - clip.budget)))
+        rows += clip.rows[first:]
         frames += (clip.frames if last else full) - (c.overlap if i else 0)
-    return dataclasses.replace(clips[0], ids=torch.cat(rows, dim=1), frames=frames, source=None)
+    return clips[0].with_ids(torch.cat(ids, dim=1), rows, frames=frames, source=None)

@@ -67,14 +67,18 @@ def check_budget(c: TokenizerConfig, budget: int) -> int:
     return budget
 
 
-def check_budgets(budgets: Sequence[int], tokens: Tokens) -> Tensor:
-    """A budget for each clip `[B]`; VftError if one is beyond what the tokens hold."""
+def check_budgets(budgets: Sequence[int] | None, tokens: Tokens) -> Tensor:
+    """The budget of each latent frame in each clip `[B,t]`, at most the clip's of `budgets`;
+    VftError if one of those is beyond what the tokens hold."""
+    own = torch.tensor(tokens.rows).expand(len(tokens), -1)
+    if budgets is None:
+        return own
     if len(budgets) != len(tokens) or not all(1 <= k <= tokens.budget for k in budgets):
         raise VftError(
             f"got budgets {list(budgets)} for {len(tokens)} clips of {tokens.budget} tokens "
             f"per latent frame; give one each, 1 to {tokens.budget}"
         )
-    return torch.tensor(budgets)
+    return own.minimum(torch.tensor(budgets)[:, None])
 
 
 def check_tokens(c: TokenizerConfig, fingerprint: str, rows: int, tokens: Tokens) -> None:
@@ -90,5 +94,6 @@ def check_tokens(c: TokenizerConfig, fingerprint: str, rows: int, tokens: Tokens
             f"{tokens.frames} frames need {rows} latent frames, these tokens have "
             f"{tokens.ids.shape[1]}"
         )
-    if int(tokens.ids.max()) >= c.vocab or int(tokens.ids.min()) < 0:
-        raise VftError(f"ids go up to {int(tokens.ids.max())}; expected less than {c.vocab}")
+    ids = tokens.ids if tokens.budgets is None else tokens.ids[:, tokens.there]
+    if int(ids.max()) >= c.vocab or int(ids.min()) < 0:
+        raise VftError(f"ids go up to {int(ids.max())}; expected less than {c.vocab}")

@@ -74,14 +74,15 @@ class Decoder(nn.Module):
         self, codes: Tensor, keep: Tensor, prefix_frames: Tensor, drop_condition: Tensor
     ) -> Tensor:
         """Codes `[B,t,K,6]` -> registers `[B,t,K,d]`, in the order that the checkpoint was trained
-        with. `keep` `[B]`: budget; `prefix_frames` `[B]`: latent frames that are given;
-        `drop_condition` `[B]` bool: the unconditional pass."""
+        with. `keep` `[B]` or `[B,t]`: budget; `prefix_frames` `[B]`: latent frames that are
+        given; `drop_condition` `[B]` bool: the unconditional pass."""
         x = self.from_codes(codes.to(self.from_codes.weight.dtype))
         t, k = x.shape[1:3]
         frame = torch.arange(t, device=x.device)[None, :, None, None]
         slot = torch.arange(k, device=x.device)[None, None, :, None]
-        keep, prefix_frames, drop_condition = (
-            v.view(-1, 1, 1, 1) for v in (keep, prefix_frames, drop_condition)
+        keep = keep.view(len(keep), -1, 1, 1)
+        prefix_frames, drop_condition = (
+            v.view(-1, 1, 1, 1) for v in (prefix_frames, drop_condition)
         )
         for step in self.steps:
             if step == "posemb":

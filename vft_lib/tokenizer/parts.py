@@ -100,7 +100,7 @@ def windows(frames: Iterable[Tensor], size: int, overlap: int) -> Iterator[list[
 @dataclass(frozen=True)
 class Chunk:
     """What the clips of a batch become a chunk from: ids `[B,t,k]`, noise `[B,C,t,h,w]`, given
-    frames `[B,3,T,H,W]`, budgets `[B]`."""
+    frames `[B,3,T,H,W]`, budgets `[B,t]`."""
 
     ids: Tensor
     noise: Tensor

@@ -236,7 +236,9 @@ class Tokenizer(nn.Module):
         self.check_tokens(tokens)
         sampling = (sampling or Sampling()).settled(c.sampling)
         draw = sampling.noise(batch)
-        keep = None if budgets is None else check_budgets(budgets, tokens)
+        keep: Sequence[Tensor] | None = None
+        if budgets is not None or tokens.budgets is not None:
+            keep = self._rows(check_budgets(budgets, tokens))
         given = None if first_frame is None else given_frames(c, first_frame, batch)
         begin, last = resume or (0, None)
         if begin and last is not None:
@@ -246,7 +248,7 @@ class Tokenizer(nn.Module):
             overlap = c.overlap if i else 0
             noise = draw(c.latent_shape)
             if i >= begin:
-                chunk = Chunk(ids, noise, given, keep)
+                chunk = Chunk(ids, noise, given, None if keep is None else keep[i])
                 count = counted(progress, i, len(rows), batch)
                 video = in_parts(
                     partial(self._decode_part, chunk, sampling, count, estimate),
@@ -260,8 +262,9 @@ class Tokenizer(nn.Module):
             left -= c.chunk_frames - overlap
 
     def _rows(self, ids: Tensor) -> list[Tensor]:
-        """The ids of each chunk `[B,t,k]`. A frame that chunks share is there once: its ids are
-        made anew from the frame itself, and those of the next row hold their place."""
+        """The ids of each chunk `[B,t,k]`, or budgets `[B,t]`. A frame that chunks share is there
+        once: its ids are made anew from the frame itself, and those of the next row hold their
+        place."""
         t, overlap = self.config.token_frames, self.config.overlap
         begins = range(t, ids.shape[1], t - overlap)
         later = [ids[:, i : i + t - overlap] for i in begins]
@@ -302,10 +305,10 @@ class Tokenizer(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Run the flow sampler for one chunk: ids `[B,t,k]`, noise `[B,C,t,h,w]` -> latents.
 
-        `pinned` `[B,C,p,h,w]`: given latents of the first frames. `keep` `[B]`: a budget for each
-        clip (default: k for all). Without guidance there is no unconditional pass; otherwise both
-        run as one batch, unless `low_memory` or the unconditional one is much the shorter of the
-        two.
+        `pinned` `[B,C,p,h,w]`: given latents of the first frames. `keep`: a budget for each clip
+        `[B]`, or for each of its latent frames `[B,t]` (default: k for all). Without guidance there
+        is no unconditional pass; otherwise both run as one batch, unless `low_memory` or the
+        unconditional one is much the shorter of the two.
         """
         sampling = sampling.settled(self.config.sampling)
         velocity = chunk_velocity(self, ids, noise.shape, sampling, pinned, keep, low_memory)

@@ -30,14 +30,14 @@ def chunk_velocity(
     arguments as in `Tokenizer.sample_latents`."""
     b, t, k = ids.shape
     decoder, guided = tok.decoder, sampling.guided
-    codes = tok.fsq.codes(ids.to(tok.device))
+    codes = tok.fsq.codes(ids.to(tok.device).clamp_min(0))  # -1: not there, and masked
     codes = nn.functional.pad(codes, (0, 0, 0, tok.config.registers - k))  # beyond k: masked
     keep = torch.full((b,), k) if keep is None else keep.cpu()
-    most = int(keep.max())
+    most = int(keep.max())  # of a chunk: what other chunks hold costs this one nothing
     span = tok.config.encoder.patch_size[0]  # latent frames per row of ids
     prefix = torch.full((b,), 0 if pinned is None else pinned.shape[2] // span)
     keep, prefix = keep.to(tok.device), prefix.to(tok.device)
-    no = torch.zeros_like(keep, dtype=torch.bool)
+    no = torch.zeros_like(prefix, dtype=torch.bool)
     full = decoder.prepare(codes, keep, prefix, no)
     registers, weight = decoder.merge(full, most)
     patches = math.prod(shape[2:]) // (t * math.prod(decoder.patch_size[1:]) * span)
