@@ -15,7 +15,7 @@ from .errors import CheckpointError, ConfigError, TokenFileError, VftError
 if TYPE_CHECKING:
     from .clips.cutting import join_tokens, slice_tokens
     from .clips.stream import decode_file, encode_file, read_video
-    from .models.loading import load_prior, load_tokenizer
+    from .models.loading import load_image_encoder, load_prior, load_tokenizer
     from .prior.prior import Prior
     from .tokenizer.sampling import Sampling
     from .tokenizer.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ _HOMES = {
     "Tokenizer": "tokenizer.tokenizer", "Tokens": "tokens",
     "decode_file": "clips.stream", "encode_file": "clips.stream", "read_video": "clips.stream",
     "join_tokens": "clips.cutting", "slice_tokens": "clips.cutting",
+    "load_image_encoder": "models.loading",
     "load_prior": "models.loading", "load_tokenizer": "models.loading",
     "write_video": "video.video_out",
 }  # fmt: skip
@@ -55,6 +56,7 @@ __all__ = [
     "decode_file",
     "encode_file",
     "join_tokens",
+    "load_image_encoder",
     "load_prior",
     "load_tokenizer",
     "read_video",

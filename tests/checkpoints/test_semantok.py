@@ -9,17 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from published import SMALL_VAE, VAE_ID, config_of, tensors_of, write_folder
 from torch import Tensor
 
+from vft_lib import read_video, write_video
 from vft_lib.checkpoints import convert
 from vft_lib.cli.vft import main
 from vft_lib.errors import VftError
 from vft_lib.image_features import ImageEncoder, ImageFeatures, image_features
-from vft_lib.models.loading import load_tokenizer
+from vft_lib.models.loading import load_image_encoder, load_tokenizer
 from vft_lib.tokenizer.tokenizer import Tokenizer
+from vft_lib.tokens import Tokens
 
 CASE, WIDTH = "semantok-encode", 24  # of its features
 PATCH = "encoder.module_dict.enc_patch_emb.patch_proj.weight"
@@ -239,3 +242,43 @@ def test_refused_by_name(
     assert error.count("\n") == 1, error
     assert reason in error, error
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_the_command_line(
+    tmp_path: Path, stored: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A real network of DINOv2's kind, 24 wide, in a folder as the hub has it."""
+    pytest.importorskip("transformers", reason="transformers is missing: pip install .[dino]")
+    from transformers import Dinov2Config, Dinov2Model
+
+    monkeypatch.setenv("VFT_HOME", str(tmp_path / "home"))
+    tokenizer = tmp_path / "ours.safetensors"
+    assert main(["convert", str(written(tmp_path, stored)), str(tokenizer)]) == 0
+    clip, out = tmp_path / "clip.mp4", tmp_path / "clip.vft"
+    write_video(clip, [np.full((128, 128, 3), 20 * i, np.uint8) for i in range(7)], 8.0)
+    words = ["encode", str(clip), "-o", str(out), "--tokenizer", str(tokenizer), "--device", "cpu"]
+    assert main(words) == 2
+    assert "`vft download dinov2-large` fetches it" in capsys.readouterr().err
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    Dinov2Model(Dinov2Config(**sizes, image_size=518)).save_pretrained(tmp_path / "dino")
+    assert main([*words, "--dino", str(tmp_path / "dino")]) == 0
+    tokens = Tokens.load(out)
+    assert tokens.ids.shape == (1, 3, 8)
+    tok = load_tokenizer(tokenizer, device="cpu")
+    tok.use_image_encoder(load_image_encoder(tmp_path / "dino", device="cpu"))
+    assert torch.equal(tok.encode(read_video(clip, size=128)).ids, tokens.ids)
+    assert main(["decode", str(out), "-o", str(tmp_path / "again.mp4"), "--tokenizer",
+                 str(tokenizer), "--steps", "1", "--device", "cpu"]) == 0  # fmt: skip
+    home = tmp_path / "home" / "dinov2-large.safetensors"
+    home.parent.mkdir()
+    assert main(["convert", str(tmp_path / "dino"), str(home)]) == 0
+    again = tmp_path / "again.vft"
+    assert main([*words[:3], str(again), *words[4:]]) == 0, "found by its name"
+    assert torch.equal(Tokens.load(again).ids, tokens.ids)
+    capsys.readouterr()
+    assert main(["encode", str(clip), "-o", str(out), "--dino", str(home), "--device", "cpu"]) == 2
+    assert "'vft-nano' reads no image features" in capsys.readouterr().err
+    assert main([*words, "--dino", str(tokenizer)]) == 2
+    assert "is a VFT tokenizer, but not a VFT image encoder" in capsys.readouterr().err

@@ -37,6 +37,7 @@ def test_the_shipped_catalogue() -> None:
     ]  # fmt: skip
     priors = [e for e in entries.values() if e.kind == "prior"]
     assert len(priors) == 20
+    assert [e.name for e in entries.values() if e.kind == "image encoder"] == ["dinov2-large"]
     for e in priors:
         assert e.files == (f"ar/{e.name}/config.json", f"ar/{e.name}/model.safetensors")
         assert e.name.startswith(f"{e.tokenizer}-d")

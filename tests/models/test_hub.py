@@ -23,12 +23,14 @@ from safetensors.torch import save
 
 from vft_lib import load_prior, load_tokenizer
 from vft_lib.checkpoints import convert
+from vft_lib.checkpoints.dino import RENAMED
 from vft_lib.checkpoints.parity import make_weights
 from vft_lib.cli import vft as cli
 from vft_lib.errors import VftError
 from vft_lib.models import hub_files, loading
 from vft_lib.models.catalog import Entry, catalog
 from vft_lib.models.hub import SOURCES, download, fetch_sources, plan
+from vft_lib.models.loading import load_image_encoder
 
 NAME, REPO = "videoflextok_d18_d28", "EPFL-VILAB/videoflextok_d18_d28"
 ENTRY = catalog()[NAME]
@@ -269,7 +271,7 @@ def test_list(hub: FakeHub, capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     (tmp_path / "models" / f"{NAME}.safetensors").touch()
     assert cli.main(["download", "--list"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert len(rows) == 28
+    assert len(rows) == 29
     assert rows[1].split()[:6] == [NAME, "tokenizer", "~10.5", "GB", "apache-2.0", "yes"]
     assert rows[2].split()[5:6] == ["no"]
     assert str(tmp_path / "models") in rows[-1]
@@ -325,6 +327,37 @@ def borrowing(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Entry:
     hub.repos[entry.repo] = FakeRepo(dict(zip(entry.files, files)), licence="other")
     hub.repos[REPO].files["model.safetensors"] = weights_of("vae", vae=True)
     return entry
+
+
+def test_from_a_name_to_an_image_encoder(hub: FakeHub) -> None:
+    """The file that is written keeps the published names: ComfyUI's loader knows it by them."""
+    pytest.importorskip("transformers", reason="transformers is missing: pip install .[dino]")
+    with pytest.raises(VftError, match="image encoder 'dinov2-large' is not on this machine"):
+        load_image_encoder()
+    facts = json.loads((GOLDEN / "semantok-features" / "config.json").read_text())["dinov2"]
+    state = json.loads((GOLDEN / "semantok-features" / "state.json").read_text())
+    weights = {_published(key): make_weights(state, key) for key in state}
+    entry = catalog()["dinov2-large"]
+    config = json.dumps(facts | {"model_type": "dinov2", "torch_dtype": "float32"}).encode()
+    hub.repos[entry.repo] = FakeRepo(dict(zip(entry.files, (config, save(weights)))))
+    path = download(entry.name, endpoint=hub.endpoint)
+    with safe_open(path, "pt") as file:
+        names = set(file.keys())
+    assert names == set(weights)
+    assert "encoder.layer.1.attention.attention.query.weight" in names
+    encoder = load_image_encoder(device="cpu")
+    assert encoder.width == 32
+    assert encoder.states(torch.zeros(1, 3, 224, 224)).shape == (1, 257, 32)
+    with pytest.raises(VftError, match="is an image encoder, not a tokenizer"):
+        load_tokenizer(entry.name, device="cpu")
+    with pytest.raises(VftError, match="is a tokenizer, not an image encoder"):
+        load_image_encoder("k600-semantok")
+
+
+def _published(key: str) -> str:
+    for old, new in RENAMED:
+        key = key.replace(new, old)
+    return key
 
 
 def test_from_a_name_to_a_prior(hub: FakeHub, tmp_path: Path) -> None:

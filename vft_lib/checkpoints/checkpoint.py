@@ -3,6 +3,7 @@ and a fingerprint."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..autoencoder.vae import VideoAutoencoder
-from ..config.fields import typed_value
+from ..config.fields import canonical, typed_value
 from ..config.prior import PriorConfig
 from ..config.tokenizer import TokenizerConfig, VAEConfig
 from ..errors import CheckpointError, ConfigError
@@ -23,6 +24,7 @@ from ..files.tensor_files import Cast, Source, digest, digests, write_safetensor
 from ..files.untrusted import read_json
 from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer
+from .dino import DinoConfig
 
 FORMAT = "1"
 CHECKED_BYTES = 1 << 28  # hashing a file up to 256 MiB takes less than a second
@@ -56,6 +58,16 @@ def save_prior(
     whole config and the cast weights."""
     text = config.to_json()
     return _save(path, "prior", text, text, Cast(weights, dtype), license)
+
+
+def save_image_encoder(
+    path: str | Path, config: DinoConfig, weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None, *, license: str = "Apache-2.0",
+) -> str:  # fmt: skip
+    """Write an image network under its published names, which ComfyUI's Load CLIP Vision reads too,
+    as :func:`save_tokenizer` does. Returns the fingerprint."""
+    text = canonical(dataclasses.asdict(config))
+    return _save(path, "image encoder", text, text, Cast(weights, dtype), license)
 
 
 def _save(

@@ -21,7 +21,7 @@ def read_config(source: Source, known: frozenset[str]) -> dict[str, Any]:
     file = source.path / "config.json"
     if source.path.is_dir():
         if not file.is_file() or file.stat().st_size > TEXT_CHARS:
-            raise CheckpointError(f"{file} is missing, or no config: the folder is not a tokenizer")
+            raise CheckpointError(f"{file} is missing, or no config: the folder holds no model")
         return parse_config(file.read_bytes(), str(file))
     if sum(map(len, source.metadata.values())) > HEADER_CHARS:
         raise CheckpointError(f"{source.path}: its header's texts exceed {HEADER_CHARS} characters")

@@ -50,7 +50,9 @@ def _download(args: argparse.Namespace) -> None:
     assert entry is not None
     facts = {"name": entry.name, "kind": entry.kind, "file": path, "file_bytes": size}
     use = f"use it with --tokenizer {args.name if path.parent == models_folder() else path}"
-    use = f"it writes ids of {entry.tokenizer}" if entry.kind == "prior" else use
+    if entry.kind != "tokenizer":
+        encodes = "SemanTok's tokenizers encode with it"
+        use = f"it writes ids of {entry.tokenizer}" if entry.tokenizer else encodes
     answer(args, f"{path}: {in_units(size)}; {use}", facts)
 
 

@@ -127,6 +127,11 @@ def build_parser() -> argparse.ArgumentParser:
     for sub in (demo, encode):
         sub.add_argument("--fps", type=number, metavar="F", help="default: the tokenizer's")
         sub.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop")
+    for sub in (demo, encode, decode):
+        sub.add_argument(
+            "--dino", metavar="NAME|PATH",
+            help="the DINOv2 network of SemanTok's tokenizers (dinov2-large)",
+        )  # fmt: skip
     add_resource_options(encode, decoding=False)
     for sub in (demo, decode):
         add_resource_options(sub)

@@ -38,7 +38,7 @@ class Entry:
     the other fields mean. Raises ConfigError for a path that leaves the repository and the like."""
 
     name: str
-    kind: Literal["tokenizer", "prior"]
+    kind: Literal["tokenizer", "prior", "image encoder"]
     repo: str
     revision: str
     files: tuple[str, ...]
@@ -57,8 +57,8 @@ class Entry:
                 raise ConfigError(f"{what}: {text[:200]!r} is not a plain {what.rstrip('s')}")
         if not self.files or len({f.rpartition("/")[0] for f in self.files}) != 1:
             raise ConfigError(f"files: expected one or more in one folder, got {self.files}")
-        if (self.tokenizer is None) != (self.kind == "tokenizer"):
-            raise ConfigError("a prior names its tokenizer, a tokenizer does not")
+        if (self.tokenizer is None) == (self.kind == "prior"):
+            raise ConfigError("a prior names its tokenizer, others do not")
 
     @property
     def listed(self) -> bool:
@@ -187,7 +187,8 @@ def locate(name: str, kind: str = "tokenizer") -> Path:
         )
     if entry.listed and entry.kind != kind:
         its = f"; its tokenizer is {entry.tokenizer!r}" if entry.kind == "prior" else ""
-        raise CheckpointError(f"{name} is a {entry.kind}, not a {kind}{its}")
+        found, wanted = (f"an {k}" if k[0] == "i" else f"a {k}" for k in (entry.kind, kind))
+        raise CheckpointError(f"{name} is {found}, not {wanted}{its}")
     if (path := find(name)) is None:
         raise CheckpointError(
             f"{kind} {name!r} is not on this machine: no such file, and none in "

@@ -14,16 +14,19 @@ from ..checkpoints.checkpoint import (
     header_of,
     read_prior,
     read_tokenizer,
+    save_image_encoder,
     save_prior,
     save_tokenizer,
 )
 from ..checkpoints.convert import TOKENIZER_ENTRIES, read_published
 from ..checkpoints.convert_prior import PRIOR_ENTRIES, is_prior, read_published_prior
-from ..checkpoints.published import read_config
+from ..checkpoints.dino import KIND, build_dino, read_dino_config
+from ..checkpoints.published import parse_config, read_config
 from ..errors import CheckpointError
 from ..files.atomic import check_place
 from ..files.packaged import packaged
 from ..files.tensor_files import Source, digest
+from ..image_features import PUBLISHED, ImageEncoder
 from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer
 from .catalog import locate
@@ -31,6 +34,7 @@ from .catalog import locate
 EMBEDDED = {
     "tokenizer": {"default": "default.safetensors", "small": "small.safetensors"},
     "prior": {"default": "prior.safetensors"},
+    "image encoder": {},
 }
 """Models that come with this program: files in `weights/`, by kind and name."""
 
@@ -83,6 +87,30 @@ def load_prior(
     return _filled(prior, weights, device, dtype)
 
 
+def load_image_encoder(
+    name: str | Path = PUBLISHED, *, device: str | torch.device | None = None
+) -> ImageEncoder:
+    """The DINOv2 network that SemanTok's tokenizers encode with, for
+    `Tokenizer.use_image_encoder`: the catalogue name of one that `vft download` has fetched, its
+    file, or a published folder (`config.json` and safetensors). `device` as in
+    :func:`load_tokenizer`; its weights are float32, on a GPU it computes in bfloat16. Raises
+    CheckpointError for any other network, VftError where transformers is not installed."""
+    source = Source.open(resolve(name, "image encoder"))
+    if "vft" in source.metadata:
+        data = parse_config(header_of(source, "image encoder")[1], str(source.path))
+    elif source.path.is_dir():
+        data = read_config(source, frozenset())
+    else:
+        raise CheckpointError(
+            f"{source.path} does not say what network it is: give its folder, with config.json"
+        )
+    source.check_dtypes()
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = read_dino_config(data, str(source.path))
+    return build_dino(config, source, str(source.path), torch.device(device))
+
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -115,14 +143,20 @@ def convert(
     src: str | Path, dst: str | Path, *, dtype: torch.dtype | None = None,
     vae: str | Path | None = None, name: str | None = None, license: str | None = None,
 ) -> str:  # fmt: skip
-    """Write a published tokenizer or prior (folder or single file) as our single file, its weights
-    cast to `dtype` (None: as they are). Where a tokenizer's file has no video autoencoder it is
-    taken from `vae`. Returns the fingerprint, of a tokenizer the same whatever `dtype` is."""
+    """Write a published tokenizer, prior or DINOv2 network (folder or single file) as our single
+    file, its weights cast to `dtype` (None: as they are). Where a tokenizer's file has no video
+    autoencoder it is taken from `vae`. Returns the fingerprint, of a tokenizer the same whatever
+    `dtype` is."""
     source = Source.open(src)
     if "vft" in source.metadata:
         raise CheckpointError(f"{src} is a file of ours already; use it as it is")
     check_place(dst, source.bytes_in(dtype))
     license = license or "that of the published file it was converted from"
+    data = read_config(source, frozenset()) if source.path.is_dir() else {}
+    if data.get("model_type") == KIND:
+        dino = read_dino_config(data, str(src))
+        source.check_dtypes()
+        return save_image_encoder(dst, dino, source, dtype, license=license)
     if is_prior_file(source):
         prior, weights = read_published_prior(source, name)
         return save_prior(dst, prior, weights, dtype, license=license)
