@@ -277,7 +277,7 @@ def test_list(hub: FakeHub, capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert str(tmp_path / "models") in rows[-1]
     assert cli.main(["download", "--list", "--json"]) == 0
     models = json.loads(capsys.readouterr().out)["models"]
-    assert len(models) == 26
+    assert len(models) == 27
     assert models[0]["file"] == str(tmp_path / "models" / f"{NAME}.safetensors")
     assert hub.requests == []
 
