@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,11 @@ from typing import Any
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import Colorspace, Interpolation
+from av.sidedata.sidedata import Type
 
 from .frames import VideoError, fit_frame
-from .shots import (
-    MAX_PIXELS,
-    Matrix,
-    Problem,
-    Shot,
-    Size,
-    check_pixels,
-    reduction,
-    upright,
-)
+from .pixels import Chain, Converter, deinterlaced
+from .shots import MAX_PIXELS, Matrix, Problem, Shot, Size, check_pixels, upright
 
 # Of FFmpeg's formats, those that hold pictures or sound themselves. Playlists, lists of files and
 # patterns (hls, dash, concat, image2 ...) would read what a stranger's file names; and FFmpeg
@@ -42,7 +35,10 @@ _FAILURES = 8  # in a row: demuxing goes on behind a damaged stretch, but not fo
 def open_av(file: Path) -> av.container.InputContainer:
     try:
         # "replace": tags in a legacy encoding must not make a clip unreadable.
-        return av.open(str(file.resolve()), "r", options=_OPTIONS, metadata_errors="replace")
+        # Not `options`: PyAV < 17 hands those to the streams it knows at first and frees them for
+        # all that it finds, which ends the process (MPEG program streams).
+        name = str(file.resolve())
+        return av.open(name, "r", container_options=_OPTIONS, metadata_errors="replace")
     except (FFmpegError, ValueError) as error:
         raise VideoError(
             f"{file} cannot be read as video or image ({getattr(error, 'strerror', error)}); "
@@ -87,12 +83,12 @@ def av_frames(
     where: Any = lambda: "",
 ) -> Iterator[av.VideoFrame]:
     """What can be decoded; damage is told to `problem`."""
-    failures = 0
+    failures, decode = 0, _decoder(stream, problem)
     while failures < _FAILURES:
         try:
             for packet in container.demux(stream):
                 try:
-                    yield from packet.decode()
+                    yield from decode(packet)
                     failures = 0
                 except FFmpegError:
                     problem("damaged video data was skipped", where())
@@ -100,6 +96,21 @@ def av_frames(
         except FFmpegError as error:
             failures += 1
             problem(f"the file is damaged or cut off ({error.strerror})", where())
+
+
+def _decoder(stream: Any, problem: Problem) -> Callable[[Any], list[Any]]:
+    """What makes frames of a packet. WebM holds transparency as a second picture beside the first,
+    which only Google's own decoders of VP8 and VP9 read."""
+    metadata = {key.lower(): value for key, value in stream.metadata.items()}
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name, "")
+    if metadata.get("alpha_mode") != "1":
+        return stream.decode
+    if name not in av.codecs_available:
+        problem("its transparency cannot be read", "in all frames")
+        return stream.decode
+    context: Any = av.CodecContext.create(name, "r")
+    context.options, context.thread_count = {"max_pixels": str(MAX_PIXELS)}, 1
+    return context.decode
 
 
 def av_shots(
@@ -116,18 +127,18 @@ def av_shots(
             """Where we are: decoders hold a few frames back."""
             return f"near frame {max(0, round(time / period))} ({max(0.0, time):.2f} s)"
 
-        frames = av_frames(container, stream, problem, near)
+        frames = deinterlaced(av_frames(container, stream, problem, near))
         frame = next(frames, None)
         if frame is None:
             raise no_picture(file)
         zero = _seconds(frame) or 0.0
         # Once for the stream: PyAV ties a frame whose side data was read into a reference cycle,
         # and at 1080p hundreds of megabytes pile up before the collector comes by.
-        matrix = display_matrix(frame)
+        matrix, convert = display_matrix(frame), Converter(stream.codec_context, problem, size)
         if seek and start > 1.0:  # nearer ones are decoded through
             try:
                 container.seek(int((zero + start) / stream.time_base), stream=stream)
-                frames = av_frames(container, stream, problem, near)
+                frames = deinterlaced(av_frames(container, stream, problem, near))
                 frame = next(frames, None)
             except FFmpegError:
                 frame = None
@@ -147,7 +158,7 @@ def av_shots(
             if frame.is_corrupt and time >= start:
                 problem("damaged video data was concealed", near())
             width = square_width(frame, stream)
-            yield Shot(time, duration, partial(_picture, frame, width, matrix, size))
+            yield Shot(time, duration, partial(_picture, frame, convert, width, matrix))
             frame = next(frames, None)
         # A container's length may be that of somewhat longer sound.
         own, whole = stream.duration, (container.duration or 0) / av.time_base
@@ -161,13 +172,35 @@ def _seconds(frame: av.VideoFrame) -> float | None:
     return float(frame.pts * frame.time_base)
 
 
+def frame_count(container: av.container.InputContainer, stream: Any) -> int | None:
+    """How many frames are shown, None if the container keeps no count. Where an mp4's edit list
+    hides some of those that are stored, this reads through the file."""
+    stored = stream.frames if stream.frames > 0 else None
+    if stored and stream.duration and stream.average_rate:
+        shown = float(stream.duration * stream.time_base * stream.average_rate)
+        if abs(stored - shown) > 0.5 and "mp4" in container.format.name:
+            with contextlib.suppress(FFmpegError):  # a damaged file
+                container.seek(0)
+                return sum(1 for p in container.demux(stream) if p.size and not p.is_discard)
+    return stored
+
+
 def display_matrix(frame: av.VideoFrame) -> Matrix:
     try:
-        data: Any = frame.side_data.get("DISPLAYMATRIX")
+        data: Any = _side_data(frame).get("DISPLAYMATRIX")
         a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].tolist()
-    except (ValueError, TypeError):  # none, too short, or beside data of a kind PyAV cannot name
+    except (FFmpegError, ValueError, TypeError):  # none, or too short
         return 1, 0, 0, 1
     return a, b, c, d
+
+
+def _side_data(frame: av.VideoFrame) -> Any:
+    try:
+        return frame.side_data
+    except ValueError:  # beside data of a kind without a name in PyAV, all of it is out of reach
+        named = {int(kind.value) for kind in list[Any](Type)}
+        strange = [("sidedata", f"delete:{n}") for n in range(max(named) + 8) if n not in named]
+        return next(Chain(frame, *strange).push(frame)).side_data
 
 
 def square_width(frame: av.VideoFrame, stream: Any) -> int:
@@ -177,34 +210,8 @@ def square_width(frame: av.VideoFrame, stream: Any) -> int:
     return width if width * frame.height <= MAX_PIXELS else frame.width
 
 
-def has_alpha(frame: av.VideoFrame) -> bool:
-    return frame.format.has_palette or any(c.is_alpha for c in frame.format.components)
-
-
-def _picture(frame: av.VideoFrame, width: int, matrix: Matrix, size: Size | None) -> np.ndarray:
-    alpha, name = has_alpha(frame), frame.format.name
-    space = {1: "ITU709", 9: "BT2020", 10: "BT2020"}.get(frame.colorspace, "ITU601")
-    if frame.colorspace == 2 and max(frame.width, frame.height) >= 1280:  # untagged HD
-        space = "ITU709"
-    full = frame.color_range == 2 or name.startswith(("yuvj", "pal8")) or frame.format.is_rgb
-    full = full or (frame.color_range == 0 and name.startswith(("gray", "ya")))
-    factor = reduction((frame.height, frame.width), size)
-    smaller: dict[str, Any] = {}
-    if factor > 1:
-        smaller = {"width": frame.width // factor, "height": frame.height // factor}
-        smaller["interpolation"] = Interpolation.AREA
-    try:
-        pixels = frame.reformat(
-            format="rgba" if alpha else "rgb24",
-            src_colorspace=space if hasattr(Colorspace, space) else "ITU709",
-            dst_colorspace="FCC",  # unused for RGB; PyAV < 17 ignores the source's if they agree
-            src_color_range=2 if full else 1,
-            dst_color_range=2,
-            **smaller,
-        ).to_ndarray()
-    except (FFmpegError, ValueError) as error:
-        raise VideoError(f"Pixel format {name} cannot be read; convert to yuv420p.") from error
-    if alpha:
-        pixels = ((pixels[..., :3].astype(np.uint16) * pixels[..., 3:] + 127) // 255).astype("u1")
+def _picture(frame: av.VideoFrame, convert: Converter, width: int, matrix: Matrix) -> np.ndarray:
+    pixels = convert(frame)
+    factor = max(1, frame.height // pixels.shape[0])
     pixels = fit_frame(pixels, (pixels.shape[0], max(1, width // factor)), "stretch")
     return np.ascontiguousarray(upright(pixels, matrix))

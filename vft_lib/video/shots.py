@@ -72,6 +72,13 @@ def upright_size(stored: Size, matrix: Matrix) -> Size:
     return stored[::-1] if abs(matrix[1]) > abs(matrix[0]) else stored
 
 
+def mirrored(matrix: Matrix) -> bool:
+    a, b, c, d = matrix
+    return a * d < b * c
+
+
 def degrees(matrix: Matrix) -> int:
-    """How far clockwise it turns the picture: 0, 90, 180 or 270."""
-    return round(math.degrees(math.atan2(matrix[1], matrix[0])) / 90) % 4 * 90
+    """How far clockwise it turns the picture, after it was mirrored: 0, 90, 180 or 270."""
+    a, b, *_ = matrix
+    sign = -1 if mirrored(matrix) else 1
+    return round(math.degrees(math.atan2(sign * b, sign * a)) / 90) % 4 * 90

@@ -2,8 +2,8 @@
 
 A source is a stream of shots (`av_in.py` for videos, `image_in.py` for images), which `read_frames`
 samples by time; only a few frames are held at once, and large ones are made smaller as they are
-read. Transparency is composited over black; rotation, mirroring and non-square pixels are undone.
-Not done: HDR tone mapping, deinterlacing, the alpha of VP8/VP9 WebM.
+read. Transparency is composited over black; rotation, mirroring and non-square pixels are undone;
+interlaced frames are made whole; high dynamic range is mapped to the standard one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import one_line
 from . import image_in
 from .frames import PathLike, Report, VideoError, fit_frame, fit_size
-from .shots import Problem, Shot, degrees, pyav, upright_size
+from .shots import Problem, Shot, degrees, mirrored, pyav, upright_size
 
 _EARLY = 1.001e-3  # s; a frame counts as shown this much early: Matroska and FLV round to 1 ms
 _HELD = 600.0  # s; a picture on screen for longer is a damaged clock's doing
@@ -39,8 +39,8 @@ class VideoInfo:
 
     `width`, `height` in pixels, upright and with square pixels. `fps` is the average (1.0 for a
     still). `frames` is the container's own count, None if it keeps none. `duration` in seconds,
-    None for a still or where unknown. `rotation` is how far the stored picture is turned
-    clockwise for display: 0, 90, 180 or 270.
+    None for a still or where unknown. For display the stored picture is mirrored, left to right,
+    where `mirrored` says so, and then turned clockwise by `rotation`: 0, 90, 180 or 270.
     """
 
     width: int
@@ -51,6 +51,7 @@ class VideoInfo:
     rotation: int
     has_audio: bool
     has_alpha: bool
+    mirrored: bool = False
 
 
 def probe(path: PathLike) -> VideoInfo:
@@ -66,9 +67,12 @@ def probe(path: PathLike) -> VideoInfo:
         with closing(image_in.image_shots(image, file, _nothing, (1, 1))) as source:
             ends = [shot.time + shot.duration for shot in source]
         fps = len(ends) / ends[-1] if ends[-1] else 1.0
-        return VideoInfo(w, h, fps, len(ends), ends[-1] or None, degrees(matrix), False, alpha)
+        return VideoInfo(
+            w, h, fps, len(ends), ends[-1] or None, degrees(matrix), False, alpha, mirrored(matrix)
+        )
     av = pyav(file)
     from . import av_in
+    from .pixels import has_alpha
 
     with av_in.open_av(file) as container:
         stream = av_in.video_stream(container, file)
@@ -84,11 +88,12 @@ def probe(path: PathLike) -> VideoInfo:
             width=w,
             height=h,
             fps=av_in.frame_rate(stream),
-            frames=stream.frames if stream.frames > 0 else None,
+            frames=av_in.frame_count(container, stream),
             duration=duration if duration > 0 else None,
             rotation=degrees(matrix),
             has_audio=bool(container.streams.audio),
-            has_alpha=av_in.has_alpha(frame),
+            has_alpha=has_alpha(frame),
+            mirrored=mirrored(matrix),
         )
 
 

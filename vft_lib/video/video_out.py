@@ -80,9 +80,7 @@ class VideoWriter:
             raise VideoError(f"Got {frame.shape} after {self._size}; use fit_frame for one size.")
         edge = [(0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)]
         even = np.ascontiguousarray(np.pad(frame, edge, mode="edge"))
-        picture = self._av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
-            format="yuv420p", dst_colorspace="ITU709", src_color_range=2, dst_color_range=1
-        )
+        picture = self._yuv(even)
         picture.pts, picture.time_base = self.frames, 1 / self.rate
         self.frames += 1
         self._mux(picture)
@@ -129,6 +127,9 @@ class VideoWriter:
             else:
                 self._video = self._out.add_stream("mpeg4", rate=self.rate)
                 self._video.bit_rate = max(400_000, int(w * h * self.rate) // 4)
+            from .pixels import Yuv420
+
+            self._yuv = Yuv420()
             self._video.width, self._video.height, self._video.pix_fmt = w, h, "yuv420p"
             context = self._video.codec_context
             context.time_base, context.color_range = 1 / self.rate, 1
