@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
+from ..vft_lib.clips.seams import Jumps, borders
 from ..vft_lib.measure.metrics import Quality
 from ..vft_lib.measure.sheets import Grid, draw_plot, in_bytes
 from ..vft_lib.video.frames import fit_frame, to_tensor
@@ -134,7 +135,17 @@ class TokensInfo(io.ComfyNode):
             description="What a grid of tokens holds, and the numbers for other nodes.",
             search_aliases=["videoflextok info", "token count"],
             is_output_node=True,
-            inputs=[TokensType.Input("tokens", tooltip="Any tokens.")],
+            inputs=[
+                TokensType.Input("tokens", tooltip="Any tokens."),
+                TokenizerType.Input(
+                    "tokenizer", optional=True,
+                    tooltip="With 'images': says where chunks meet.",
+                ),
+                io.Image.Input(
+                    "images", optional=True,
+                    tooltip="What the tokens were decoded to: measured for seams between chunks.",
+                ),
+            ],
             outputs=[
                 io.String.Output(display_name="text", tooltip="All facts."),
                 io.Int.Output(display_name="budget", tooltip="Tokens per latent frame."),
@@ -142,15 +153,39 @@ class TokensInfo(io.ComfyNode):
                 io.Int.Output(display_name="bytes", tooltip="Bytes of the ids."),
                 io.Int.Output(display_name="frames", tooltip="Frames of the clip."),
                 io.Float.Output(display_name="fps", tooltip="Frames per second."),
+                io.Float.Output(
+                    display_name="seam",
+                    tooltip="Mean jump where chunks meet, in mean jumps between other frames (1: "
+                    "no seam); 0 if not measured.",
+                ),
             ],
         )  # fmt: skip
 
     @classmethod
     @checked
-    def execute(cls, tokens: Tokens) -> io.NodeOutput:
-        text = "\n".join(f"{name}: {value}" for name, value in node_facts(tokens).items())
+    def execute(
+        cls, tokens: Tokens, tokenizer: LoadedTokenizer | None = None, images: Tensor | None = None
+    ) -> io.NodeOutput:
+        facts, seam = node_facts(tokens), 0.0
+        if (tokenizer is None) != (images is None):
+            raise VftError("seams need both: connect tokenizer and images, or neither")
+        if tokenizer is not None and images is not None:
+            tokenizer.model.check_tokens(tokens)
+            if len(images) != tokens.frames:
+                raise VftError(
+                    f"got {len(images)} images, the tokens are of {tokens.frames} frames: connect "
+                    "what they were decoded to"
+                )
+            jumps = Jumps()
+            for _ in jumps.watch(image_frames(images)):
+                pass
+            at = borders(tokenizer.model.config, tokens.frames)
+            if at:
+                found = jumps.seams(at)
+                facts["seams"], seam = f"{found}, in mean jumps of other frames", found.mean
+        text = "\n".join(f"{name}: {value}" for name, value in facts.items())
         return io.NodeOutput(
-            text, tokens.budget, tokens.count, tokens.id_bytes, tokens.frames, tokens.fps,
+            text, tokens.budget, tokens.count, tokens.id_bytes, tokens.frames, tokens.fps, seam,
             ui=shown(tokens, text),
         )  # fmt: skip
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
+from ..vft_lib.clips.redo import Redo, Stretch, check_length
 from ..vft_lib.clips.stream import decode_frames, encode_file, encode_frames
 from ..vft_lib.prior.prior import bits_budget
 from ..vft_lib.tokenizer.parts import part_of
@@ -195,10 +197,10 @@ def sampling_of(steps: int, guidance: float, seed: int) -> Sampling:
 def decoded(
     loaded: LoadedTokenizer, tokens: Tokens, work: host.Work, sampling: Sampling, *,
     first_frame: np.ndarray | None = None, keep_bars: bool = False, preview: bool = True,
-    part: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = (0, 1), redo: Callable[[], Redo] | None = None,
 ) -> Tensor:  # fmt: skip
     """Tokens -> IMAGE, with progress, previews and a retry when memory runs out. `part` (i, n):
-    this is run i of n for the progress bar."""
+    this is run i of n for the progress bar. `redo`, called at each try, makes a stretch only."""
     count = sampling.steps or loaded.model.config.sampling.steps
     every = max(1, count // 5)
 
@@ -213,10 +215,10 @@ def decoded(
                 picture = model.vae.decode(latents[:1, :, :1].to(model.dtype))
                 work.show(next(to_frames(picture[0])))
 
-        frames: Iterator[np.ndarray] = decode_frames(
-            model, tokens, sampling, first_frame=first_frame, keep_bars=keep_bars,
-            low_memory=low_memory, progress=part_of(work, *part),
-            estimate=estimate if preview else None,
+        make = partial(decode_frames, model, tokens) if redo is None else redo().frames
+        frames: Iterator[np.ndarray] = make(
+            sampling, first_frame=first_frame, keep_bars=keep_bars, low_memory=low_memory,
+            progress=part_of(work, *part), estimate=estimate if preview else None,
         )  # fmt: skip
         for frame in frames:
             kept.add(frame)
@@ -251,6 +253,20 @@ class FlowDecode(io.ComfyNode):
                     "preview", default=True,
                     tooltip="Show where the sampler is heading, five times a chunk.",
                 )),
+                io.Image.Input(
+                    "earlier", optional=True,
+                    tooltip="What these tokens were decoded to before, all frames: only the "
+                    "stretch below is made anew, the rest stays as it is.",
+                ),
+                advanced(io.Float.Input(
+                    "redo_from", default=0.0, min=0.0, max=86400.0, step=0.125, optional=True,
+                    tooltip="With 'earlier': where the stretch begins, in seconds. It grows to "
+                    "whole chunks.",
+                )),
+                advanced(io.Float.Input(
+                    "redo_to", default=0.0, min=0.0, max=86400.0, step=0.125, optional=True,
+                    tooltip="With 'earlier': where the stretch ends, in seconds; 0: at the end.",
+                )),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The frames."),
@@ -265,13 +281,33 @@ class FlowDecode(io.ComfyNode):
     def execute(
         cls, tokenizer: LoadedTokenizer, tokens: Tokens, steps: int, guidance: float, seed: int,
         keep_bars: bool, preview: bool, first_frame: Tensor | None = None, audio: Any = None,
+        earlier: Tensor | None = None, redo_from: float = 0.0, redo_to: float = 0.0,
     ) -> io.NodeOutput:  # fmt: skip
         work = host.Work(cls.hidden)
         given = None if first_frame is None else next(image_frames(first_frame, work.warn))
+        redone: list[Redo] = []
+        if earlier is not None:
+            tokenizer.model.check_tokens(tokens)
+            check_length(len(earlier), tokens)
+            at = Stretch.of(tokenizer.model, tokens, redo_from, redo_to or None)
+
+            def anew() -> Redo:
+                frames = image_frames(earlier, work.warn)
+                redone.append(Redo(tokenizer.model, tokens, frames, at))
+                return redone[-1]
+        elif redo_from or redo_to:
+            raise VftError("redo_from and redo_to need the earlier frames: connect them to earlier")
+
         images = decoded(
             tokenizer, tokens, work, sampling_of(steps, guidance, seed), first_frame=given,
-            keep_bars=keep_bars, preview=preview,
+            keep_bars=keep_bars, preview=preview, redo=None if earlier is None else anew,
         )  # fmt: skip
         text = f"{summary(tokens)} · {images.shape[2]}×{images.shape[1]} px"
+        if earlier is not None:
+            for kept in (slice(0, at.begin), slice(at.end, tokens.frames)):
+                images[kept] = earlier[kept, ..., :3]  # not even rounded
+            text += f"\n{at} made anew"
+            if at.joins:
+                text += f", jumps where it joins: {redone[-1].seams}"
         video = make_video(images, tokens.fps, audio)
         return io.NodeOutput(images, video, ui=shown(tokens, text))

@@ -250,3 +250,25 @@ def test_python_dash_m(monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("vft_lib", run_name="__main__")
     assert stop.value.code == 0
+
+
+def test_a_stretch_is_decoded_anew(vft: Vft, tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", moving_picture(49, 40, 56), 8)
+    tokens, old, new = (tmp_path / name for name in ("t.vft", "old.mp4", "new.mp4"))
+    vft("encode", tmp_path / "clip.mp4", "-o", tokens)
+    vft("decode", tokens, "-o", old, "--steps", 1, "--guidance", 1)
+    words = ["decode", tokens, "-o", new, "--redo", old, "--steps", 1, "--seed", 3]
+    facts = vft.json(*words, "--from", 2.5, "--to", 4)
+    assert facts["anew"] == [17, 31]
+    assert facts["joins"] == [17, 32]
+    assert facts["seams"]["worst_at"] in (17, 32)
+    assert probe(new).frames == 49
+    text = vft(*words, "--from", 2.5, "--to", 4)
+    assert "frames 17 to 31 of 49 made anew; jumps where they join" in text
+    assert vft(*words) == f"{new}: frames 0 to 48 of 49 made anew\n"
+    assert "--redo CLIP.mp4" in vft.error(*words[:4], "--from", 2)
+    assert "give one" in vft.error(*words, "--resume")
+    assert "of a clip of 6.125 s" in vft.error(*words, "--from", 7)
+    short = tmp_path / "short.mp4"
+    write_video(short, moving_picture(20, 32, 32), 8)
+    assert "has 20 frames" in vft.error(*words, "--redo", short)

@@ -193,6 +193,33 @@ def test_decode_begins_with_the_first_frame_given(made: Made) -> None:
     assert np.abs(first(first_frame=edited) - small).mean() < 0.5 * np.abs(first() - small).mean()
 
 
+def test_a_stretch_is_made_anew(made: Made) -> None:
+    """Frames outside are the very numbers that came in, even where those are no 8-bit ones."""
+    clip = made.host.results("VFTExampleClip", seed=3, frames=49, size=64)[0]
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, images=clip)
+    words: dict[str, Any] = {"tokenizer": made.tokenizer, "steps": 2}
+    earlier = made.host.results("VFTDecode", tokens=tokens.truncate(4), **words)[0]
+    earlier = (earlier + 1e-4).clamp(max=1)
+    words |= {"tokens": tokens, "earlier": earlier, "redo_from": 2.5, "redo_to": 3.0, "seed": 5}
+    output = made.host.run("VFTDecode", **words)
+    images = output.result[0]
+    assert torch.equal(images[:17], earlier[:17])
+    assert torch.equal(images[32:], earlier[32:])
+    assert all((a != b).any() for a, b in zip(images[17:32], earlier[17:32]))
+    said = output.ui["text"][0]
+    assert "frames 17 to 31 made anew, jumps where it joins: " in said
+    del words["redo_to"]
+    to_the_end = made.host.results("VFTDecode", **words)[0]
+    assert torch.equal(to_the_end[:17], earlier[:17])
+    assert (to_the_end[-1] != earlier[-1]).any()
+    with pytest.raises(ValueError, match="of a clip of"):
+        made.host.results("VFTDecode", **(words | {"redo_from": 7.0}))
+    with pytest.raises(ValueError, match="need the earlier frames"):
+        made.host.results("VFTDecode", **(words | {"earlier": None}))
+    with pytest.raises(ValueError, match="has 48 frames"):
+        made.host.results("VFTDecode", **(words | {"earlier": earlier[1:]}))
+
+
 def test_a_padded_clip_comes_back_in_its_shape(made: Made) -> None:
     images = torch.rand(5, 36, 64, 3)
     tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, images=images, fit="pad")
@@ -341,8 +368,24 @@ def test_the_sweep_compares_budgets(made: Made) -> None:
 
 def test_tokens_info_tells_numbers(made: Made) -> None:
     text, *numbers = made.host.results("VFTTokensInfo", tokens=made.tokens)
-    assert numbers == [16, 80, 160, 17, 8]
+    assert numbers == [16, 80, 160, 17, 8, 0]
     assert "vft-nano" in text
+
+
+def test_tokens_info_measures_seams(made: Made) -> None:
+    """A clip that moves evenly, but jumps by ten steps where its second chunk begins."""
+    levels = torch.arange(33.0).where(torch.arange(33) < 17, torch.arange(33.0) + 9) / 255
+    images = levels[:, None, None, None].expand(-1, 64, 64, 3)
+    tokens = made.host.results("VFTEncode", tokenizer=made.tokenizer, images=images)
+    words = {"tokens": tokens, "tokenizer": made.tokenizer, "images": images}
+    text, *_, seam = made.host.results("VFTTokensInfo", **words)
+    assert seam == pytest.approx(10)
+    assert "seams: 10.00 on average, 10.00 at worst (frame 17)" in text
+    for missing, why in (("images", "seams need both"), ("tokenizer", "seams need both")):
+        with pytest.raises(ValueError, match=why):
+            made.host.results("VFTTokensInfo", **(words | {missing: None}))
+    with pytest.raises(ValueError, match="got 32 images, the tokens are of 33"):
+        made.host.results("VFTTokensInfo", **(words | {"images": images[1:]}))
 
 
 def test_the_example_clip_is_the_seeds(made: Made) -> None:

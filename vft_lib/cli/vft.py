@@ -37,7 +37,6 @@ from .common import (
 if TYPE_CHECKING:
     from ..prior.prior import Prior
     from ..tokenizer.tokenizer import Tokenizer
-    from ..tokens import Tokens
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `func`."""
     from .bench import add_bench_parser
+    from .decode import add_decode_command
     from .download import add_download_parser
     from .prior import add_prior_commands
     from .train import add_train_parser
@@ -109,19 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
                           help="how much --auto keeps of the clip's information (0.9)")  # fmt: skip
     truncate.add_argument("--prior", default="default", metavar="NAME|PATH", help="of --auto")
     truncate.add_argument("-o", "--out", type=Path, required=True, metavar="U.vft")
-    decode = command("decode", _decode, "token file -> mp4")
-    decode.add_argument("tokens", type=Path, metavar="T.vft")
-    decode.add_argument("-o", "--out", type=Path, required=True, metavar="CLIP.mp4")
-    decode.add_argument("--budget", type=int, metavar="K", help="decode the first K only")
-    decode.add_argument("--first-frame", type=Path, metavar="IMG", help="pin the first frame")
-    decode.add_argument(
-        "--audio-from", type=Path, metavar="CLIP",
-        help="default: the clip that was encoded, if it lies beside the token file",
-    )  # fmt: skip
-    decode.add_argument("--keep-bars", action="store_true", help="of --fit pad")
-    decode.add_argument(
-        "--resume", action="store_true", help="go on with what an interrupted decode has finished"
-    )
+    add_decode_command(command)
     info = command("info", _info, "facts about a token file, a tokenizer or a clip")
     info.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: --tokenizer")
     for sub in (demo, encode):
@@ -133,10 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
             help="the DINOv2 network of SemanTok's tokenizers (dinov2-large)",
         )  # fmt: skip
     add_resource_options(encode, decoding=False)
-    for sub in (demo, decode):
-        add_resource_options(sub)
-        add_sampling_options(sub)
-        sub.add_argument("--no-audio", action="store_true")
+    add_resource_options(demo)
+    add_sampling_options(demo)
+    demo.add_argument("--no-audio", action="store_true")
     add_prior_commands(command)
     convert = commands.add_parser(
         "convert", help="published tokenizer or prior -> one file of ours"
@@ -209,36 +196,6 @@ def _truncate(args: argparse.Namespace) -> None:
     tokens = Tokens.load(args.tokens)
     budget = auto_budget(args, tokens) if args.auto else args.budget
     save_tokens(args, tokens.truncate(budget), args.out)
-
-
-def _decode(args: argparse.Namespace) -> None:
-    from ..clips.stream import decode_file
-    from ..tokens import Tokens
-
-    check_place(args.out)
-    tokens = Tokens.load(args.tokens)
-    tokens = tokens if args.budget is None else tokens.truncate(args.budget)
-    audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
-    frames = decode_file(
-        load_tokenizer_for(args), tokens, args.out, sampling_of(args),
-        first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
-        resume=args.resume, progress=args.bars("decode"), on_problem=note,
-    )  # fmt: skip
-    facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
-    text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} tokens"
-    answer(args, text + f", sound of {audio}" * bool(audio), facts | {"audio_from": audio})
-
-
-def _sound_beside(file: Path, tokens: Tokens) -> Path | None:
-    """The encoded clip, if a file of its name with sound lies in the token file's own folder."""
-    from ..video.video_in import probe
-
-    # A token file may come from anyone: only the last part of the name counts.
-    clip = file.parent / (tokens.source or "").replace("\\", "/").rpartition("/")[2]
-    try:
-        return clip if clip.is_file() and probe(clip).has_audio else None
-    except VftError:
-        return None
 
 
 def _info(args: argparse.Namespace) -> None:
