@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +101,7 @@ def test_an_earlier_result_of_something_else_is_refused(tok: Tokenizer) -> None:
     tokens = tok.encode(clips(1, 40))
     old = decoded(tok, tokens)
     at = Stretch.of(tok, tokens, 2.5)
-    wrong: list[tuple[Sequence[np.ndarray], str]] = [
+    wrong: list[tuple[Iterable[np.ndarray], str]] = [
         (old[:39], "has 39 frames, the tokens are of 40"),
         ([*old, old[0]], "has 41 frames"),
         (old[:, :30], "frames of 32x30 px, this decode makes 32x32"),
