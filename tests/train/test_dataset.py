@@ -15,8 +15,10 @@ from vft_lib.footage.bank import ClipBank
 from vft_lib.footage.footage import Footage, to_video
 from vft_lib.footage.textures import textures
 from vft_lib.footage.worlds import Worlds
+from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.train.dataset import BLOCK, Latents, encode_dataset, world_count
 from vft_lib.train.features import FORMAT, FrozenFeatures, _folded
+from vft_lib.train.tokenizer import encode_ids
 
 from .test_features import made_up
 
@@ -63,12 +65,40 @@ def test_an_interrupted_encoding_goes_on_to_the_same_latents(
     monkeypatch.setattr(footage.bank, "draw", failing)
     with pytest.raises(KeyboardInterrupt):
         encode(vae, footage, 2 * BLOCK, tmp_path / "parts")
-    assert (tmp_path / "parts/latents.done").read_text() == str(BLOCK)
+    assert (tmp_path / "parts/latents.done").read_text().split()[0] == str(BLOCK)
     monkeypatch.undo()
     parts = encode(vae, footage, 2 * BLOCK, tmp_path / "parts")
     assert torch.equal(parts.latents, whole.latents)
     kept = encode(vae, footage, BLOCK, None)
     assert torch.equal(kept.latents, whole.latents[:BLOCK]), "in memory as in files"
+
+
+def test_latents_of_other_footage_or_another_autoencoder_are_made_anew(
+    vae: VideoAutoencoder, footage: Footage, tmp_path: Path
+) -> None:
+    """The folder of a run keeps what follows from both."""
+    first = encode(vae, footage, BLOCK, tmp_path).latents.clone()
+    other = Footage(ClipBank({}, textures(3, 40)), footage.worlds)
+    second = encode(vae, other, BLOCK, tmp_path).latents.clone()
+    assert torch.equal(second[: int(BLOCK * SHARE)], first[: int(BLOCK * SHARE)]), "worlds"
+    assert not torch.equal(second, first)
+    torch.manual_seed(1)
+    third = encode(VideoAutoencoder(TINY.vae).eval(), other, BLOCK, tmp_path).latents.clone()
+    assert not torch.isclose(third, second).all(1).any()
+    assert torch.equal(encode(vae, footage, BLOCK, tmp_path).latents, first)
+    (tmp_path / "latents.done").write_text(str(BLOCK))  # of an earlier version: taken as they are
+    assert torch.equal(encode(vae, other, BLOCK, tmp_path).latents, first)
+
+
+def test_ids_of_other_latents_are_made_anew(tmp_path: Path) -> None:
+    tokenizer, cache = Tokenizer(TINY, "f" * 16).eval(), tmp_path / "ids.safetensors"
+    latents = torch.randn(2, 4, *TINY.latent_shape).half()
+    first, second = (encode_ids(tokenizer, x, cache) for x in latents)
+    assert not torch.equal(first, second)
+    assert torch.equal(encode_ids(tokenizer, latents[0], cache), first)
+    written = cache.stat().st_mtime_ns
+    assert torch.equal(encode_ids(tokenizer, latents[0], cache), first)
+    assert cache.stat().st_mtime_ns == written, "encoded once"
 
 
 def test_features_that_were_not_asked_for_before_are_made(

@@ -20,7 +20,7 @@ import torch
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
 from ..files.atomic import write_bytes
-from ..footage.real import SUFFIXES, RealClips
+from ..footage.real import RealClips, clip_files
 from ..footage.worlds import HELD_OUT_SEEDS
 from ..measure.codecs import available
 from ..models.loading import load_tokenizer
@@ -165,7 +165,7 @@ def _from_pack(path: Path, c: TokenizerConfig) -> dict[str, np.ndarray]:
 
 def _eval_files(folder: Path | None) -> list[Path]:
     if folder is not None:
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        files = clip_files(folder)
         if not files:
             raise VftError(f"--eval-clips {folder}: it holds no clip")
         return files

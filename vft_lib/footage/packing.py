@@ -33,6 +33,7 @@ from ..files.atomic import alone, replacing
 from ..video.frames import VideoError, fit_frame
 from ..video.video_in import read_frames
 from .pack import INDEX, MAX_FRAMES, PackInfo, Picture
+from .real import clip_files
 
 PACKAGES = tuple(
     f"comfyui-workflow-templates-media-{part}"
@@ -161,7 +162,8 @@ def _package_sources() -> tuple[list[_Source], dict[str, dict[str, str]]]:
         for folder in spec.submodule_search_locations:
             short = package.removeprefix("comfyui-workflow-templates-media-")
             sources += [
-                _Source(path, f"{short}/{path.stem}", package) for path in _pictures(Path(folder))
+                _Source(path, f"{short}/{path.stem}", package)
+                for path in clip_files(Path(folder), SUFFIXES)
             ]
     return sources, packages
 
@@ -176,16 +178,12 @@ def _folder_sources(
             raise VftError(f"{folder} is no folder of pictures, or the second of its name")
         packages[folder.name] = {"version": "", "licence": "not stated"}
         names: set[str] = set()
-        for path in _pictures(folder):
+        for path in clip_files(folder, SUFFIXES):
             name = path.relative_to(folder.parent).with_suffix("").as_posix()
             name += path.suffix if name in names else ""  # beside one of another format
             names.add(name)
             sources.append(_Source(path, name, folder.name))
     return sources, packages
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
 
 
 def _part(job: tuple[_Source, Recipe, Path]) -> _Part | str:

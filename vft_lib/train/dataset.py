@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import TokenizerConfig
 from ..files.atomic import check_space, write_bytes
+from ..files.tensor_files import digest
 from ..footage.footage import Footage, to_video
 from .features import FrozenFeatures
 from .loop import step_generator
@@ -62,7 +63,8 @@ def encode_dataset(
     deadline: float | None = None,
 ) -> Latents:  # fmt: skip
     """Draw `clips` clips and encode them with `vae`. Kept on the device; or, given a `folder`, in
-    files there (raw, memory-mapped), going on where an earlier call stopped. `deadline` (of
+    files there (raw, memory-mapped), going on where an earlier call stopped, if that had the same
+    footage and the same `vae`. `deadline` (of
     time.monotonic): what is not encoded by then is left out."""
     c, worlds = config, round(BLOCK * world_share)
     worlds = BLOCK if footage.bank is None else 0 if footage.worlds is None else worlds
@@ -74,7 +76,8 @@ def encode_dataset(
     # A mark for each file: features may not have been asked for when the latents were made.
     kept = ["latents"] if features is None else ["latents", "features"]
     marks = [] if folder is None else [folder / f"{name}.done" for name in kept]
-    begin = min((int(m.read_text()) if m.exists() else 0 for m in marks), default=0)
+    source = "" if folder is None else _source(footage, vae, (c.chunk_frames, c.size, worlds, seed))
+    begin = min((_count(mark, source) for mark in marks), default=0)
     vae = copy.deepcopy(vae).to(dtype)  # the one given keeps its weights' last digits
     done = begin
     for start in tqdm(range(begin, count, BLOCK), desc="encoding clips", mininterval=1):
@@ -90,8 +93,20 @@ def encode_dataset(
                 seen[at] = found.unflatten(0, (len(video), -1)).half().to(seen.device)
         done = start + BLOCK
         for mark in marks:
-            write_bytes(mark, str(done).encode())
+            write_bytes(mark, f"{done} {source}".encode())
     return Latents(rows[:done], None if seen is None else seen[:done], worlds)
+
+
+def _source(footage: Footage, vae: VideoAutoencoder, facts: tuple[int, ...]) -> str:
+    """A mark of what latents follow from."""
+    bank = "" if footage.bank is None else footage.bank.mark()
+    return digest(f"{bank} {facts}", vae.state_dict())
+
+
+def _count(mark: Path, source: str) -> int:
+    """How many clips of that source are encoded."""
+    count, _, made_of = mark.read_text().partition(" ") if mark.exists() else ("0", "", "")
+    return int(count) if made_of in ("", source) else 0  # "": before sources were noted down
 
 
 def _batches(

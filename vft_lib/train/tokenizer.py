@@ -24,6 +24,7 @@ from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
 from ..files.atomic import write_bytes
+from ..files.tensor_files import digest
 from ..footage.footage import host_rng
 from ..measure.sheets import save_strip
 from ..tokenizer.sampling import Sampling
@@ -224,8 +225,8 @@ def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def encode_ids(tokenizer: Tokenizer, latents: Tensor, cache: Path | None) -> Tensor:
     """Latents `[N,C,t,h,w]` -> ids `[N,t,K]` int32 on the CPU, kept in `cache` (if any) for this
-    tokenizer."""
-    wanted = {"fingerprint": tokenizer.fingerprint, "clips": str(len(latents))}
+    tokenizer and these latents."""
+    wanted = {"fingerprint": tokenizer.fingerprint, "latents": digest("", {"x": latents})}
     if cache is not None:
         try:
             with safe_open(cache, "pt") as f:
