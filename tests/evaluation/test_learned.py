@@ -87,7 +87,7 @@ def test_feature_distance_grows_with_blur_and_is_nothing_for_the_same(
     of = network(video)
     assert [m.shape[0] for m in of.maps] == [5] * 4
     assert of.pooled.shape == (5, 120)
-    assert of.pooled.dtype == torch.float64
+    assert of.pooled.dtype == torch.float32
     assert of.motion.shape == (4, 120)
     assert feature_distance(of, network(video)) == 0
     distances = [feature_distance(of, network(in_blocks(video, side))) for side in (2, 4, 8, 16)]

@@ -35,7 +35,7 @@ INTERVAL = (0.05, 0.95)
 @dataclass(frozen=True)
 class Features:
     """Of T frames: `maps`, for each stage `[T,C,h,w]` float32 of length 1 along C; `pooled`
-    `[T,120]` float64, means over positions before that."""
+    `[T,120]` float32, means over positions before that."""
 
     maps: list[Tensor]
     pooled: Tensor
@@ -69,7 +69,7 @@ class FeatureNetwork:
             if x.shape[2:] != (SIDE, SIDE):  # antialias changes nothing where frames are enlarged
                 x = F.interpolate(x, (SIDE, SIDE), mode="bilinear", antialias=True)
             found = self.network(x)
-            pooled.append(found[POOLED].double().mean((2, 3)).cpu())
+            pooled.append(found[POOLED].mean((2, 3)).cpu())
             for stage, m in zip(maps, unit_maps(found)):
                 stage.append(m.cpu())
         return Features([torch.cat(stage) for stage in maps], torch.cat(pooled))
@@ -84,7 +84,7 @@ def feature_distance(a: Features, b: Features) -> float:
 class Frechet:
     """The Fréchet distance of sets to one reference set.
 
-    A set is a list of clips, each `[T,D]` float64 (any T). Intervals are percentiles of a bootstrap
+    A set is a list of clips, each `[T,D]` (any T) on the CPU. Intervals are percentiles of a bootstrap
     over clips, which draws the same clips from both sets: `clips[i]` must be a version of
     `reference[i]`.
     """
@@ -123,7 +123,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 def _moments(clips: Sequence[Tensor], draw: Tensor) -> tuple[Tensor, Tensor]:
     """Mean `[D]` and unbiased covariance `[D,D]` of the drawn clips' rows."""
-    x = torch.cat([clips[i] for i in draw.tolist()]).double()
+    x = torch.cat([clips[i].double() for i in draw.tolist()])
     if len(x) < 2:
         raise VftError(f"got {len(x)} rows of features; a covariance needs two")
     mean = x.mean(0)

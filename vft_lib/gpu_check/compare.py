@@ -43,7 +43,7 @@ def mask_name(mask: MaskConfig) -> str:
 
 def error_of(got: Tensor, expected: Tensor) -> float:
     """‖got − expected‖ / ‖expected‖ in float64 on the CPU; NaN where there is one."""
-    a, b = got.detach().double().cpu(), expected.detach().double().cpu()
+    a, b = got.detach().cpu().double(), expected.detach().cpu().double()
     return float((a - b).norm() / b.norm())
 
 

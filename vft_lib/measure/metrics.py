@@ -71,7 +71,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
 
 def _frame_psnr(a: Tensor, b: Tensor) -> Tensor:
-    error = (a - b).square().mean(dim=(0, 2, 3)).double()  # (T,)
+    error = (a - b).square().mean(dim=(0, 2, 3))  # (T,)
     return (10 * torch.log10(RANGE**2 / error)).clamp(max=BEST_PSNR)
 
 

@@ -52,10 +52,11 @@ class Guidance:
             length = torch.linalg.vector_norm(diff, dim=axes, keepdim=True)
             # A zero difference stays zero: threshold / 0 is inf, and min(1, inf) is 1.
             diff = diff * (self.norm_threshold / length).clamp(max=1.0)
-        along = cond.double()
+        # In float32, where the published code takes float64: Apple's GPUs have none.
+        along = cond.float()
         along = along / torch.linalg.vector_norm(along, dim=axes, keepdim=True).clamp(min=1e-12)
-        parallel = (diff.double() * along).sum(axes, keepdim=True) * along
-        diff = diff.double() - parallel + self.eta * parallel
+        parallel = (diff.float() * along).sum(axes, keepdim=True) * along
+        diff = diff.float() - parallel + self.eta * parallel
         return cond + (self.scale - 1) * diff.to(cond)
 
 
