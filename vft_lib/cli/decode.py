@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from ..tokens import Tokens
 
 
-def add_decode_command(command: Callable[..., Any]) -> None:
+def add_decode_command(command: Callable[..., Any]) -> Any:
     """Add `decode`; `command(name, func, about)` makes a parser with the options that all commands
-    share."""
+    share. Returns the parser."""
     decode = command("decode", _decode, "token file -> mp4")
     decode.add_argument("tokens", type=Path, metavar="T.vft")
     decode.add_argument("-o", "--out", type=Path, required=True, metavar="CLIP.mp4")
@@ -52,6 +52,7 @@ def add_decode_command(command: Callable[..., Any]) -> None:
     decode.add_argument("--no-audio", action="store_true")
     add_resource_options(decode)
     add_sampling_options(decode)
+    return decode
 
 
 def _decode(args: argparse.Namespace) -> None:

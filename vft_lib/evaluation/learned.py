@@ -84,8 +84,8 @@ def feature_distance(a: Features, b: Features) -> float:
 class Frechet:
     """The Fréchet distance of sets to one reference set.
 
-    A set is a list of clips, each `[T,D]` (any T) on the CPU. Intervals are percentiles of a bootstrap
-    over clips, which draws the same clips from both sets: `clips[i]` must be a version of
+    A set is a list of clips, each `[T,D]` (any T) on the CPU. Intervals are percentiles of a
+    bootstrap over clips, which draws the same clips from both sets: `clips[i]` must be a version of
     `reference[i]`.
     """
 
