@@ -71,6 +71,14 @@ def add_resource_options(parser: argparse.ArgumentParser, decoding: bool = True)
     group.add_argument("--compile", action="store_true", help="pays for many chunks or clips")
 
 
+def add_dino_option(parser: argparse.ArgumentParser) -> None:
+    """The image network of tokenizers that encode from its features."""
+    parser.add_argument(
+        "--dino", metavar="NAME|PATH",
+        help="the DINOv2 network of SemanTok's tokenizers (dinov2-large)",
+    )  # fmt: skip
+
+
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """How a decoder samples: see :func:`sampling_of`."""
     group = parser.add_argument_group("sampling")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VftError
 from ..files.atomic import check_place
 from .common import (
+    add_dino_option,
     add_resource_options,
     add_sampling_options,
     answer,
@@ -50,6 +51,7 @@ def add_decode_command(command: Callable[..., Any]) -> Any:
             help=f"of --redo: seconds (default: the {about}); grows to whole chunks",
         )  # fmt: skip
     decode.add_argument("--no-audio", action="store_true")
+    add_dino_option(decode)
     add_resource_options(decode)
     add_sampling_options(decode)
     return decode

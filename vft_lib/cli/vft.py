@@ -21,6 +21,7 @@ from .common import (
     DTYPES,
     MAX_LINE,
     Bars,
+    add_dino_option,
     add_resource_options,
     add_sampling_options,
     answer,
@@ -115,11 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     for sub in (demo, encode):
         sub.add_argument("--fps", type=number, metavar="F", help="default: the tokenizer's")
         sub.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop")
-    for sub in (demo, encode, decode):
-        sub.add_argument(
-            "--dino", metavar="NAME|PATH",
-            help="the DINOv2 network of SemanTok's tokenizers (dinov2-large)",
-        )  # fmt: skip
+        add_dino_option(sub)
     add_resource_options(encode, decoding=False)
     add_resource_options(demo)
     add_sampling_options(demo)
