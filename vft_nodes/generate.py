@@ -12,7 +12,7 @@ from ..vft_lib.video.frames import to_frames
 from ..vft_lib.world.world import MOTIONS
 from . import host
 from .loaders import LoadedPrior
-from .tokenizing import shown
+from .tokenizing import shown, summary
 from .types import PriorType, TokensType, advanced, checked, schema, seed_input
 
 PREVIEW_STEPS = 4  # of the decoder
@@ -194,7 +194,7 @@ class TextToTokens(io.ComfyNode):
             budget=budget, frames=frames or None, progress=work, partial=_partial(prior, work),
             **words, **_sampling(seed, guidance, temperature, top_k, top_p),
         )  # fmt: skip
-        return io.NodeOutput(tokens, ui=shown(tokens))
+        return io.NodeOutput(tokens, ui=shown(tokens, prior.told(summary(tokens))))
 
 
 class ClassToTokens(io.ComfyNode):
@@ -238,7 +238,7 @@ class ClassToTokens(io.ComfyNode):
             class_name=name, budget=budget, progress=work, partial=_partial(prior, work),
             **_sampling(seed, guidance, temperature, top_k, top_p),
         )  # fmt: skip
-        return io.NodeOutput(tokens, ui=shown(tokens))
+        return io.NodeOutput(tokens, ui=shown(tokens, prior.told(summary(tokens))))
 
 
 class RefineTokens(io.ComfyNode):
@@ -275,4 +275,4 @@ class RefineTokens(io.ComfyNode):
             tokens, budget, progress=work, partial=_partial(prior, work), **words,
             **_sampling(seed, guidance, temperature, top_k, top_p),
         )  # fmt: skip
-        return io.NodeOutput(refined, ui=shown(refined))
+        return io.NodeOutput(refined, ui=shown(refined, prior.told(summary(refined))))

@@ -6,9 +6,11 @@ ComfyUI's private modules are imported inside the functions that need them, neve
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
@@ -17,6 +19,8 @@ import torch
 from PIL import Image
 
 from ..vft_lib import VftError
+from ..vft_lib.tokenizer.eight_bit import EightBitLinear
+from ..vft_lib.transformer.attention import Foreign
 from .listed import spellings
 
 FOLDER = "videoflextok"  # of models
@@ -135,11 +139,65 @@ def place(device: str, dtype: str) -> tuple[torch.device, torch.device, torch.dt
     return compute, rest, torch.float32
 
 
+def compute_device() -> torch.device:
+    """The one that ComfyUI computes on."""
+    import comfy.model_management as mm
+
+    return mm.get_torch_device()
+
+
 def layer_classes() -> Any:
     """Layers that bring their weights to where they are used, when they are."""
     import comfy.ops
 
     return comfy.ops.manual_cast
+
+
+def eight_bit_layer() -> type[EightBitLinear]:
+    """The same for weights in eight bits, which travel as they are."""
+    import comfy.ops
+
+    # From 0.4 on weights may come by a stream of their own, which waits until they have been used.
+    streams = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters
+
+    class CastEightBitLinear(EightBitLinear):
+        comfy_cast_weights = True
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.weight_function: list[Any] = []
+            self.bias_function: list[Any] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            kind = {"dtype": self.weight.dtype, "device": x.device, "bias_dtype": x.dtype}
+            if not streams:
+                return self.product(x, *comfy.ops.cast_bias_weight(self, **kind))
+            weight, bias, stream = comfy.ops.cast_bias_weight(self, **kind, offloadable=True)
+            y = self.product(x, weight, bias)
+            comfy.ops.uncast_bias_weight(self, weight, bias, stream)
+            return y
+
+    return CastEightBitLinear
+
+
+def attention() -> Foreign:
+    """ComfyUI's own: what it was started with, or what another pack has put in its place."""
+    from comfy.ldm.modules import attention as module
+
+    return _as_backend(module.optimized_attention)
+
+
+@lru_cache(maxsize=4)
+def _as_backend(own: Callable[..., torch.Tensor]) -> Foreign:
+    name = getattr(own, "__name__", "attention").removeprefix("attention_")
+    exact = not any(word in name for word in ("sage", "int8"))
+
+    def attend(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        return own(q, k, v, q.shape[1], mask=mask, skip_reshape=True, skip_output_reshape=True)
+
+    return Foreign(name, attend, masks=exact and "flash" not in name, exact=exact)
 
 
 def patcher(model: torch.nn.Module, compute: torch.device, rest: torch.device) -> Any:
@@ -156,7 +214,16 @@ def load(patchers: Sequence[Any], memory: int, whole: bool = False) -> None:
 
     mm.load_models_gpu(list(patchers), memory_required=memory, force_full_load=whole)
     for p in patchers:
+        if whole:  # ComfyUI with --novram loads in parts all the same
+            p.model.to(p.load_device)
         p.model.device = p.load_device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free there, after what ComfyUI's models take."""
+    import comfy.model_management as mm
+
+    return int(mm.get_free_memory(device))
 
 
 def with_retry(work: Work, attempt: Callable[[bool], T], advice: str) -> T:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..vft_lib.models.catalog import catalog
 from ..vft_lib.models.loading import EMBEDDED, is_prior_file, resolve
 from . import host
 from .listed import stamp_model
+from .resources import MEMORY, Resources, compile_input, facts_of, resource_inputs
 from .types import WIRES, PriorType, TokenizerType, advanced, checked, schema
 
 DEFAULT = "default"  # of the models that come with the pack
@@ -33,14 +34,23 @@ class LoadedTokenizer:
 
     model: Tokenizer
     patcher: Any
+    asked: Resources = field(default_factory=Resources)
 
     def ready(self, decoding: bool, low_memory: bool = False) -> Tokenizer:
         """The tokenizer on its device, with room for its work."""
-        memory = self.model.chunk_memory() * (2 if decoding else 1)
+        model, asked, passes = self.model, self.asked, 2 if decoding else 1
+        at_once = model.limit_memory(MEMORY[asked.memory])
         if low_memory:  # no second pass beside the first, one latent frame at a time
-            memory = self.model.chunk_memory() // self.model.config.latent_frames
-        host.load([self.patcher], memory, whole=False)
-        return self.model
+            at_once = passes = 1
+        each = model.chunk_memory() // model.config.latent_frames
+        host.load([self.patcher], at_once * passes * each, whole=asked.whole)
+        if asked.memory == "auto":
+            model.limit_memory(host.free_memory(self.patcher.load_device) // passes)
+        return model
+
+    def told(self, text: str) -> str:
+        """`text`, and a line on how the tokenizer ran."""
+        return f"{text}\n{facts_of(self.model)}"
 
 
 @dataclass
@@ -58,6 +68,10 @@ class LoadedPrior:
         cache = 2 * c.depth * 2 * clips * c.seq_len * c.width * self.model.dtype.itemsize
         host.load([self.patcher], 2 * cache, whole=True)
         return self.model
+
+    def told(self, text: str) -> str:
+        """`text`, and a line on how the prior ran."""
+        return f"{text}\n{facts_of(self.model)}"
 
 
 WIRES["VFT_TOKENIZER"] = lambda value: isinstance(value, LoadedTokenizer)
@@ -135,12 +149,12 @@ def found(name: str, kind: str) -> bool | str:
     return True
 
 
-def _about(path: Path, compute: torch.device, model: Tokenizer | Prior) -> str:
+def _about(path: Path, model: Tokenizer | Prior) -> str:
     licence = Source.open(path).metadata.get("license", "unknown")
     numbers = sum(p.numel() for p in model.parameters())
     return (
         f"licence {licence} · {numbers / 1e6:.1f} M parameters, {path.stat().st_size / 1e6:.1f} MB "
-        f"file · {compute}, {str(model.dtype).removeprefix('torch.')}, attention: PyTorch SDPA"
+        f"file · {facts_of(model)}"
     )
 
 
@@ -169,6 +183,7 @@ class LoadTokenizer(io.ComfyNode):
             inputs=[
                 _model_input("tokenizer"),
                 *_device_inputs(),
+                *resource_inputs(),
             ],
             outputs=[
                 TokenizerType.Output(display_name="tokenizer",
@@ -188,16 +203,19 @@ class LoadTokenizer(io.ComfyNode):
 
     @classmethod
     @checked
-    def execute(cls, tokenizer: str, dtype: str, device: str) -> io.NodeOutput:
-        path = file_of(tokenizer, "tokenizer")
+    def execute(cls, tokenizer: str, dtype: str, device: str, **asked: str | None) -> io.NodeOutput:
+        path, how = file_of(tokenizer, "tokenizer"), Resources.of(asked)
         compute, rest, kind = host.place(device, dtype)
-        model = load_tokenizer(path, device=rest, dtype=kind, ops=host.layer_classes())
+        model = load_tokenizer(path, device=rest, dtype=kind, ops=how.layers())
+        refused = how.apply(model, compute)
+        for problem in refused:
+            host.log.warning("%s: %s", tokenizer, problem)
         c = model.config
-        text = (
-            f"{c.name} · {c.size} px, {c.registers} tokens per latent frame, {c.fps:g} fps\n"
-            f"{_about(path, compute, model)}"
-        )
-        loaded = LoadedTokenizer(model, host.patcher(model, compute, rest))
+        text = "\n".join([
+            f"{c.name} · {c.size} px, {c.registers} tokens per latent frame, {c.fps:g} fps",
+            _about(path, model), *refused,
+        ])  # fmt: skip
+        loaded = LoadedTokenizer(model, host.patcher(model, compute, rest), how)
         return io.NodeOutput(loaded, text, ui={"text": (text,)})
 
 
@@ -217,6 +235,7 @@ class LoadPrior(io.ComfyNode):
                     tooltip="The tokenizer whose tokens it writes: checked, used for previews, and "
                     "needed by published priors.",
                 ),
+                compile_input("The step of one token"),
             ],
             outputs=[
                 PriorType.Output(display_name="prior",
@@ -238,18 +257,20 @@ class LoadPrior(io.ComfyNode):
     @classmethod
     @checked
     def execute(
-        cls, prior: str, dtype: str, device: str, tokenizer: LoadedTokenizer | None = None
-    ) -> io.NodeOutput:
+        cls, prior: str, dtype: str, device: str, tokenizer: LoadedTokenizer | None = None,
+        **asked: str | None,
+    ) -> io.NodeOutput:  # fmt: skip
         path = file_of(prior, "prior")
         compute, rest, kind = host.place(device, dtype)
-        model = load_prior(path, device=rest, dtype=kind)
+        model = Resources.of(asked).compiled(load_prior(path, device=rest, dtype=kind))
+        model.device = compute
         if tokenizer is not None:
             model.bind(tokenizer.model)
         c = model.config
         takes = {"both": "captions and classes", "text": "text", "class": "classes"}
         text = (
             f"{c.name} · takes {takes.get(c.cond, c.cond)}, up to {c.registers} tokens per latent "
-            f"frame, {c.frames} frames, for tokenizer {c.tokenizer}\n{_about(path, compute, model)}"
+            f"frame, {c.frames} frames, for tokenizer {c.tokenizer}\n{_about(path, model)}"
         )
         loaded = LoadedPrior(model, host.patcher(model, compute, rest), tokenizer)
         return io.NodeOutput(loaded, text, ui={"text": (text,)})

@@ -109,7 +109,7 @@ class Encode(io.ComfyNode):
 
         advice = "choose bfloat16 or the CPU in Load VFT Tokenizer, or a smaller tokenizer"
         tokens = host.with_retry(work, attempt, advice)
-        text = "\n".join([summary(tokens), *dict.fromkeys(problems)])
+        text = "\n".join([tokenizer.told(summary(tokens)), *dict.fromkeys(problems)])
         return io.NodeOutput(tokens, ui=shown(tokens, text))
 
 
@@ -310,4 +310,4 @@ class FlowDecode(io.ComfyNode):
             if at.joins:
                 text += f", jumps where it joins: {redone[-1].seams}"
         video = make_video(images, tokens.fps, audio)
-        return io.NodeOutput(images, video, ui=shown(tokens, text))
+        return io.NodeOutput(images, video, ui=shown(tokens, tokenizer.told(text)))

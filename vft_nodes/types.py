@@ -22,10 +22,10 @@ PriorType = io.Custom("VFT_PRIOR")
 TokensType = io.Custom("VFT_TOKENS")
 
 
-def advanced(widget: io.Input) -> io.Input:
-    """`widget` among the advanced ones. ComfyUI 0.8 has no keyword for that; in 0.3.64 widgets do
-    not take `extra_dict` either."""
-    widget.extra_dict = {"advanced": True}
+def advanced(widget: io.Input, **more: Any) -> io.Input:
+    """`widget` among the advanced ones; `more` for the page to read. ComfyUI 0.8 has no keyword for
+    that; in 0.3.64 widgets do not take `extra_dict` either."""
+    widget.extra_dict = {"advanced": True, **more}
     return widget
 
 

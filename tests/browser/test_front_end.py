@@ -83,7 +83,7 @@ def test_every_file_of_ours_is_loaded_and_registers_once(app: Any) -> None:
     assert app.js("() => app.extensions.filter((e) => e.name === 'VideoFlexTok').length") == 1
     assert sorted(p.name for p in WEB.glob("*.js")) == [
         "auto.js", "budget.js", "colours.js", "files.js", "graphs.js", "grid.js", "live.js",
-        "models.js", "panel.js", "videoflextok.js",
+        "models.js", "panel.js", "refused.js", "videoflextok.js",
     ]  # fmt: skip
 
 

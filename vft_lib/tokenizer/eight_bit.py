@@ -3,6 +3,7 @@ pictures. Products are computed in the dtype of what comes in."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, get_args
 
 import torch
@@ -25,6 +26,7 @@ class EightBitLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear, storage: Storage) -> None:
         super().__init__()
+        self.storage = storage
         weight = linear.weight.detach().float()
         largest = weight.abs().amax(1, keepdim=True).clamp(min=1e-12)
         if storage == "int8":
@@ -58,6 +60,7 @@ def _fixed(x: Tensor) -> nn.Parameter:
     return nn.Parameter(x, requires_grad=False)
 
 
+@lru_cache(maxsize=8)
 def refusal(storage: Storage, device: torch.device) -> str:
     """Why a device cannot compute from weights in such a storage; "" where it can."""
     if storage == "int8":

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..config.tokenizer import MaskConfig
 from ..errors import VftError
-from .backends import Backend, Foreign, flex, sdpa, xformers
+from .backends import HALF, Backend, Foreign, flex, sdpa, xformers
 from .layout import Layout, merges_registers
 
 BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "xformers": xformers, "flex": flex}
@@ -109,8 +109,9 @@ def refusal(
         return f"it has no bias for masks of the mode {mask.mode!r}"
     backend = BACKENDS[name]
     if isinstance(backend, Foreign) and not backend.takes(Layout(mask, 1, 1, 1), dtype):
-        number = str(dtype).removeprefix("torch.")
-        return f"{backend.name} does not take masks of the mode {mask.mode!r} in {number}"
+        if dtype not in HALF:
+            return f"{backend.name} computes with 16-bit numbers only"
+        return f"{backend.name} takes no masks, as the mode {mask.mode!r} needs them"
     return trial(name, mask, device, width, dtype)
 
 

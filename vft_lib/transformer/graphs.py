@@ -167,20 +167,24 @@ def _why(e: BaseException) -> str:
 
 class Compiled:
     """A step through torch.compile, for each shape anew. Where it cannot be compiled (no compiler,
-    no Triton, a call that cannot be traced) it runs as written from then on; `problem` says why."""
+    no Triton, a call that cannot be traced) it runs as written from then on; `problem` says why.
+    `done`: whether it has run compiled."""
 
     def __init__(
         self, step: Callable[..., Any], backend: str | Callable[..., Any] = "inductor"
     ) -> None:
         from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
-        self.step, self.problem, self._failures = step, "", TorchDynamoException
+        self.step, self.done, self.problem = step, False, ""
+        self._failures = TorchDynamoException
         self._compiled = torch.compile(step, fullgraph=True, dynamic=False, backend=backend)
 
     def __call__(self, *inputs: Any) -> Any:
         if not self.problem:
             try:
-                return self._compiled(*inputs)
+                result = self._compiled(*inputs)
+                self.done = True
+                return result
             except self._failures as e:
                 self.problem = _why(getattr(e, "inner_exception", None) or e)
                 log.warning("a step runs as written, not compiled: %s", self.problem)

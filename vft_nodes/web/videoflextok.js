@@ -11,6 +11,7 @@ import { noteGrid } from "./grid.js";
 import { refreshAll } from "./live.js";
 import { LOADERS, noteModels } from "./models.js";
 import { panelOf, replaceFormer, showResult } from "./panel.js";
+import { addRefused, noteRefused } from "./refused.js";
 
 /** Run `more` after the node's own `method`, keeping what that returns. */
 function after(node, method, more) {
@@ -52,6 +53,7 @@ app.registerExtension({
 
   beforeRegisterNodeDef(_, definition) {
     noteModels(definition);
+    if (isOurs({ comfyClass: definition?.name })) noteRefused(definition);
   },
 
   // The key R: the lists of models anew.
@@ -84,6 +86,7 @@ app.registerExtension({
     }
     if (BUDGET_NODES.includes(node.comfyClass)) addBudget(node);
     if (AUTO_NODES.includes(node.comfyClass)) addAuto(node);
+    addRefused(node);
     const list = node.widgets?.find((w) => w.name === LOADERS[node.comfyClass]);
     if (list) after(list, "callback", refreshAll);
     after(node, "onExecuted", (output) => {

