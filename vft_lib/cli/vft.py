@@ -110,7 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
                           help="how much --auto keeps of the clip's information (0.9)")  # fmt: skip
     truncate.add_argument("--prior", default="default", metavar="NAME|PATH", help="of --auto")
     truncate.add_argument("-o", "--out", type=Path, required=True, metavar="U.vft")
-    decode = add_decode_command(command)
+    add_decode_command(command)
     info = command("info", _info, "facts about a token file, a tokenizer or a clip")
     info.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: --tokenizer")
     for sub in (demo, encode):
