@@ -11,12 +11,13 @@ from torch import Tensor
 from vft_lib.footage.footage import Footage
 from vft_lib.footage.worlds import Worlds
 from vft_lib.tokenizer.tokenizer import Tokenizer
-from vft_lib.train.dataset import Latents
+from vft_lib.train.dataset import Latents, Sequences
 from vft_lib.train.loop import Schedule
 from vft_lib.train.presets import PRESETS
 from vft_lib.train.prior import PriorTask
 from vft_lib.train.tokenizer import TokenizerRecipe, TokenizerTask
 from vft_lib.train.vae import VAERecipe, VAETask
+from vft_lib.world.world import draw_scene
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -41,9 +42,16 @@ def tokenizer_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) 
 
 
 def prior_task(ids: Tensor | None = None) -> PriorTask:
+    """Every fourth of 64 clips has two chunks, half of those two acts; every eighth is footage."""
     torch.manual_seed(0)
     preset = PRESETS["tiny"]
     tokenizer = Tokenizer(preset.tokenizer.config)
     if ids is None:
-        ids = torch.randint(64_000, (32, 5, 8), generator=torch.Generator().manual_seed(1))
-    return PriorTask(preset.prior, tokenizer, ids, list(range(32)))
+        numbers = torch.Generator().manual_seed(1)
+        ids = torch.randint(64_000, (64, 9, 8), generator=numbers, dtype=torch.int32)
+    rows = torch.tensor([9 if i % 4 == 0 else 5 for i in range(64)])
+    scenes = tuple(
+        None if i % 8 == 7 else draw_scene(i, then=("spin",) if i % 8 == 0 else ())
+        for i in range(64)
+    )
+    return PriorTask(preset.prior, tokenizer, Sequences(ids, rows, scenes))

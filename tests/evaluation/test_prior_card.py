@@ -135,7 +135,7 @@ def test_card_of_a_run_folder(
     command = [
         "train", "prior-card", "--preset", "tiny", "--device", "cpu",
         "--tokenizer", str(tiny_checkpoint), "--prior", str(tmp_path / "prior.safetensors"),
-        "--clips", "4", "--steps", "4",
+        "--clips", "4", "--stories", "3", "--steps", "4",
     ]  # fmt: skip
     assert main([*command, "--out", str(run), "--sweep", "2"]) == 0
     card = run / "prior-card"
@@ -155,11 +155,18 @@ def test_card_of_a_run_folder(
     assert set(results["bits_per_id"]) == {"caption", "class", "nothing"}
     # a random prior spreads its guesses: about log2 64,000 bits
     assert all(10 < v < 40 for row in results["bits_per_id"].values() for v in row.values())
+    told = results["stories"]
+    assert (told["clips"], told["frames"]) == (3, 33)
+    for source in ("own tokens", "caption"):
+        assert list(told[source]) == ["4", "8"]
+        assert list(told[source]["4"]) == ["first act", "last act"]
+        assert set(told[source]["4"]["last act"]) == {"color", "shape", "motion", "all"}
     assert list(results["sweep"]["2"]) == ["1", "2", "3", "4.5"]
     assert results["sweep"]["2"]["2"] == results["caption"]["2"], "2 is the default here"
     said = capsys.readouterr()
     assert (card / "table.md").read_text() in said.out
     assert "| motion, generated from its class |" in said.out
+    assert "3 clips of 33 frames with two or three acts" in said.out
     with Image.open(card / "sheet.png") as sheet:
         assert sheet.width > 800
 
@@ -182,14 +189,14 @@ def test_the_card_of_a_prior_that_writes_less_than_its_tokenizer_holds(
 ) -> None:
     """Of 8 registers this one writes 2."""
     run = tmp_path / "run"
-    t = tiny_tokenizer.config.latent_shape[1]
+    t = TINY.prior.config.latent_frames
     config = dataclasses.replace(TINY.prior.config, tokenizer="tiny", seq_len=2 * t)
     small = Prior(config, "small").bind(tiny_tokenizer)
     save_prior(tmp_path / "prior.safetensors", small.config, small.state_dict(), None)
     command = [
         "train", "prior-card", "--preset", "tiny", "--device", "cpu",
         "--tokenizer", str(tiny_checkpoint), "--prior", str(tmp_path / "prior.safetensors"),
-        "--clips", "3", "--steps", "4", "--sweep", "1", "--out", str(run),
+        "--clips", "3", "--stories", "2", "--steps", "4", "--sweep", "1", "--out", str(run),
     ]  # fmt: skip
     assert main(command) == 0
     results = json.loads((run / "prior-card/results.json").read_text())
@@ -201,7 +208,7 @@ def test_the_card_of_a_prior_that_writes_less_than_its_tokenizer_holds(
 def test_large_budgets_and_pictures_are_measured_at_a_bounded_cost(
     prior: Prior, tiny_tokenizer: Tokenizer
 ) -> None:
-    t = tiny_tokenizer.config.latent_shape[1]
+    t = TINY.prior.config.latent_frames
     for registers, budgets in ((2, [1, 2]), (16, [1, 2, 4, 8, 16]), (24, [1, 4, 16, 24]),
                                (32, [1, 4, 16, 32]), (128, [1, 4, 16, 64, 128])):  # fmt: skip
         config = dataclasses.replace(TINY.prior.config, seq_len=registers * t)

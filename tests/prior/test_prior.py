@@ -18,7 +18,8 @@ from vft_lib.config.prior import PriorConfig, TextEncoderConfig
 from vft_lib.errors import CheckpointError, ConfigError, VftError
 from vft_lib.models.loading import load_prior
 from vft_lib.prior.network import Cache
-from vft_lib.prior.prior import Prior, bits_budget, time_first, to_grid
+from vft_lib.prior.order import time_first, to_grid
+from vft_lib.prior.prior import Prior, bits_budget
 from vft_lib.prior.sampling import guide
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
@@ -90,7 +91,7 @@ def test_the_cache_gives_what_the_whole_sequence_gives(config: PriorConfig) -> N
         assert torch.allclose(part, whole[:, :8], atol=1e-5)
         for i in range(8, 21):
             at: Any = torch.tensor([i]) if static else i
-            x = network.next_input(ids[:, i - 1], at)
+            x = network.next_input(ids[:, i - 1], condition, at)
             step = network.trunk(x, condition, cache, at)
             assert torch.allclose(step[:, 0], whole[:, i], atol=1e-5), (static, i)
 
@@ -377,7 +378,8 @@ def test_configs_round_trip() -> None:
     for config in (OURS, PUBLISHED):
         assert PriorConfig.from_json(config.to_json()) == config
     for bad in ({"depth": 0}, {"classes": ()}, {"width": 40}, {"guidance": ((2, 1.0),)},
-                {"fsq_levels": (8, 8)}, {"latent_frames": 0}, {"ctx_dim": 8}):  # fmt: skip
+                {"fsq_levels": (8, 8)}, {"latent_frames": 0}, {"ctx_dim": 8}, {"chunk": 4},
+                {"chunk": 6}):  # fmt: skip
         with pytest.raises(ConfigError, match="tiny-prior"):
             dataclasses.replace(OURS, **bad)
 

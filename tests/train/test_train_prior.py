@@ -20,8 +20,8 @@ def test_the_prior_reads_a_smaller_budget_as_it_reads_the_first_registers() -> N
     index, classes = torch.arange(3), torch.tensor([0, 16, 3])
     texts = ["a red ball", "", "a green star moves up"]
     with torch.no_grad():
-        whole = task.bits(index, texts, classes)
-        short = task.bits(index, texts, classes, 2)
+        whole = task.bits(index, texts, classes, 5)
+        short = task.bits(index, texts, classes, 5, 2)
     assert (whole.shape, short.shape) == ((3, 8, 5), (3, 2, 5))
     assert torch.allclose(whole[:, :2], short, atol=1e-4)
 
@@ -43,6 +43,35 @@ def test_half_of_the_prior_s_steps_read_the_first_registers_alone() -> None:
     assert 12 <= read.count(8) <= 28
 
 
+def test_a_step_reads_clips_of_one_length_whose_captions_are_true_of_it() -> None:
+    task, seen = prior_task(), []
+    bits = task.bits
+
+    def counted(index: Tensor, texts: list[str], classes: Tensor, t: int, *a: Any, **k: Any) -> Any:
+        seen.append((t, index, texts, classes))
+        return bits(index, texts, classes, t, *a, **k)
+
+    task.bits = counted  # type: ignore[method-assign]
+    scenes, rows = task.sequences.scenes, task.sequences.rows
+    for step in range(60):
+        task(step=step, generator=step_generator(0, step), progress=0.0)
+    assert {t for t, *_ in seen} == {5, 9}
+    assert 10 < sum(t == 9 for t, *_ in seen) < 40
+    clips = {int(i): t for t, index, *_ in seen for i in index}
+    assert 8 in {i for t, index, *_ in seen if t == 9 for i in index.tolist()}
+    for t, index, texts, classes in seen:
+        assert len(index) == (4 if t == 5 else 2)
+        for i, text, number in zip(index.tolist(), texts, classes.tolist()):
+            scene = scenes[i]
+            assert rows[i] >= t
+            assert (i + 1) % 32, "held out"
+            if scene is None:
+                assert (text, number) == ("", 16)
+            elif scene.main.then:
+                assert (t, number) == (9, 16), "cut off, its second act would not be seen"
+    assert any(i % 8 == 4 and t == 5 for i, t in clips.items()), "one act may be cut off"
+
+
 def test_a_run_goes_on_only_with_the_ids_that_it_was_begun_with(tmp_path: Path) -> None:
     """A tokenizer that was trained anew writes other ids; another flow decoder does not."""
     schedule = dataclasses.replace(SCHEDULE, steps=2)
@@ -55,7 +84,7 @@ def test_a_run_goes_on_only_with_the_ids_that_it_was_begun_with(tmp_path: Path) 
     first, again = run(), run()
     assert first.keys() == again.keys()
     assert all(torch.equal(v, again[k]) for k, v in first.items())
-    ids = prior_task().ids.clone()
+    ids = prior_task().sequences.ids.clone()
     ids[0, 0, 0] += 1
     with pytest.raises(CheckpointError, match="another recipe"):
         run(ids)

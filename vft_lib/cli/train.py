@@ -55,6 +55,7 @@ def add_train_parser(subparsers: Any) -> None:
             p.add_argument("--tokenizer", default="default", help="default, or a file")
             p.add_argument("--prior", default="default", help="default, or a file")
             p.add_argument("--clips", type=int, default=96, help="held-out clips of each kind")
+            p.add_argument("--stories", type=int, default=32, help="clips of several acts")
             p.add_argument("--steps", type=int, help="of the judge's training")
             p.add_argument(
                 "--sweep", type=int, nargs="*", metavar="K",
@@ -175,7 +176,7 @@ def _run(args: argparse.Namespace) -> Run:
     preset, device = _preset(args), _device(args)
     vae, tokenizer, prior = preset.vae, preset.tokenizer, preset.prior
     if args.clips:
-        tokenizer = replace(tokenizer, clips=args.clips)
+        tokenizer, prior = replace(tokenizer, clips=args.clips), replace(prior, clips=args.clips)
     if steps := getattr(args, "steps", None):
         vae = replace(vae, schedule=replace(vae.schedule, steps=steps))
         tokenizer = replace(tokenizer, schedule=replace(tokenizer.schedule, steps=steps))
@@ -203,7 +204,7 @@ def _run(args: argparse.Namespace) -> Run:
     features = None if args.features is None else FrozenFeatures(args.features, (4, 8, 16))
     return Run(
         preset, Footage(bank, worlds), args.out, device, _dtype(args), args.checkpoint_seconds,
-        args.stop_after, features,
+        args.stop_after, features, args.processes,
     )  # fmt: skip
 
 
@@ -227,13 +228,13 @@ def _train_vae(args: argparse.Namespace) -> int:
 def _train_tokenizer(args: argparse.Namespace) -> int:
     from ..train.run import train_tokenizer
 
-    return _done(train_tokenizer(_run(args), None, _window(args), args.init))
+    return _done(train_tokenizer(_run(args), _window(args), args.init))
 
 
 def _train_prior(args: argparse.Namespace) -> int:
     from ..train.run import train_prior
 
-    return _done(train_prior(_run(args), None, _window(args), args.init))
+    return _done(train_prior(_run(args), _window(args), args.init))
 
 
 def _train_all(args: argparse.Namespace) -> int:

@@ -36,7 +36,9 @@ class PriorConfig:
 
     `tokenizer`, `tokenizer_fingerprint`, `size` (px) and `fps` are the tokenizer's; published
     files give its name alone ("", 0). `latent_frames` is t, the latent frames of one sequence,
-    `seq_len` the ids it may have in all, so that the largest budget is seq_len // t. `ctx_dim` is
+    `seq_len` the ids it may have in all, so that the largest budget is seq_len // t. `chunk`: the
+    latent frames of the tokenizer's chunk, of a prior that also reads and writes clips of fewer
+    chunks, which share a frame (0: all its sequences have latent_frames). `ctx_dim` is
     the width of the text states, `n_ctx_null` the rows of the learned null text. `embedding`:
     "table" has a vector for each id, "factorized" builds it from the id's FSQ digits.
     `guidance`: pairs (k, scale), a budget uses the last pair that is not above it; it and
@@ -65,6 +67,7 @@ class PriorConfig:
     tokenizer_fingerprint: str = ""
     size: int = 0
     fps: float = 8.0
+    chunk: int = 0
 
     def __post_init__(self) -> None:
         def need(ok: bool, what: str) -> None:
@@ -81,6 +84,15 @@ class PriorConfig:
         need(
             0 < self.latent_frames <= self.seq_len,
             f"latent_frames is {self.latent_frames}; expected 1 to seq_len ({self.seq_len})",
+        )
+        need(
+            self.chunk == 0
+            or (
+                2 <= self.chunk <= self.latent_frames
+                and (self.latent_frames - 1) % (self.chunk - 1) == 0
+            ),
+            f"latent_frames ({self.latent_frames}) are not whole chunks of {self.chunk} that share "
+            "one",
         )
         need(
             bool(self.classes) == (self.cond != "text"),

@@ -6,7 +6,7 @@ import mmap
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,16 +27,20 @@ def training_seeds(count: int, seed: int) -> list[int]:
 
 class Worlds:
     """The clips of `seeds`, uint8 `[N,frames,size,size,3]`, drawn by `processes` processes from the
-    moment this is built, and kept (0: by this process, whenever they are asked for).
+    moment this is built, and kept (0: by this process, whenever they are asked for). `draw` makes
+    a scene of a seed.
 
     The memory for all of them is reserved at once and shared; pages are taken as they are drawn.
     """
 
-    def __init__(self, seeds: Sequence[int], frames: int, size: int, processes: int = 0) -> None:
-        self.seeds = list(seeds)
+    def __init__(
+        self, seeds: Sequence[int], frames: int, size: int, processes: int = 0,
+        draw: Callable[[int], world.Scene] = world.draw_scene,
+    ) -> None:  # fmt: skip
+        self.seeds, self.draw = list(seeds), draw
         self.frames, self.size = frames, size
         self._workers: list[multiprocessing.process.BaseProcess] = []
-        if not processes or "fork" not in multiprocessing.get_all_start_methods():
+        if not processes or not seeds or "fork" not in multiprocessing.get_all_start_methods():
             return
         shape = (len(self.seeds), frames, size, size, 3)
         count = int(np.prod(shape))
@@ -58,7 +62,7 @@ class Worlds:
             self._done[i] = 1
 
     def _render(self, i: int) -> npt.NDArray[np.uint8]:
-        return world.draw_scene(self.seeds[i]).render(self.frames, self.size)
+        return self.draw(self.seeds[i]).render(self.frames, self.size)
 
     def ready(self) -> int:
         """How many clips at the front can be had at once."""

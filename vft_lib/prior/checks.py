@@ -7,6 +7,7 @@ from torch import Tensor
 from ..config.prior import PriorConfig
 from ..errors import VftError
 from ..tokens import Tokens
+from .order import windows
 from .text import split_words
 
 
@@ -27,26 +28,10 @@ def check_tokens(c: PriorConfig, tokens: Tokens) -> None:
             f"these tokens were made by tokenizer {tokens.tokenizer!r} ({tokens.fingerprint}), "
             f"prior {c.name!r} writes those of {c.tokenizer!r} ({c.tokenizer_fingerprint})"
         )
-    chunk_windows(c, tokens)
+    windows(c, tokens)
     check_budget(c, tokens.budget)
     if int(tokens.ids.max()) >= c.vocab or int(tokens.ids.min()) < 0:
         raise VftError(f"ids go up to {int(tokens.ids.max())}; expected less than {c.vocab}")
-
-
-def chunk_windows(c: PriorConfig, tokens: Tokens) -> list[tuple[int, int]]:
-    """Where each chunk's window of t latent frames begins, and how many of its first belong to
-    the chunk before. Chunks that share a frame keep its ids once: the latent frame before a
-    chunk stands in for its first."""
-    t, rows, frames = c.latent_frames, tokens.ids.shape[1], c.frames
-    for overlap in (1, 0):
-        chunks = 1 + max(0, -(-(tokens.frames - frames) // (frames - overlap)))
-        if rows == t + (chunks - 1) * (t - overlap):
-            return [(i * (t - overlap), min(i, overlap)) for i in range(chunks)]
-    raise VftError(
-        f"these tokens have {rows} latent frames for {tokens.frames} frames, prior "
-        f"{c.name!r} reads chunks of {t} ({frames} frames): they are from a "
-        "tokenizer with other chunks"
-    )
 
 
 def check_budget(c: PriorConfig, budget: int) -> int:

@@ -14,17 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.prior import PriorConfig
+from .order import places
 from .vocabulary import FactorizedEmbedding, FactorizedHead, TableHead
 
 
 @dataclass(frozen=True)
 class Condition:
     """What a batch is conditioned on, prepared once: the start vectors `[B,d]`, and for text the
-    keys and values of every block `[B,heads,S,head_dim]` with the rows to attend `[B,1,1,S]`."""
+    keys and values of every block `[B,heads,S,head_dim]` with the rows to attend `[B,1,1,S]`.
+    `places`: which learned position each step has (None: that of its own number)."""
 
     start: Tensor
     text: list[tuple[Tensor, Tensor]] | None = None
     attend: Tensor | None = None
+    places: Tensor | None = None
 
     def additive(self, dtype: torch.dtype) -> Condition:
         """The same with `attend` as what is added to logits, which else each block makes of it."""
@@ -215,14 +218,25 @@ class PriorNetwork(nn.Module):
         text = [block.cross.prepare(context) for block in self.blocks]  # type: ignore[operator, union-attr]
         return Condition(start, text, attend[:, None, None])
 
+    def over(self, condition: Condition, latent_frames: int) -> Condition:
+        """The same for sequences of `latent_frames`."""
+        if latent_frames == self.config.latent_frames:
+            return condition
+        return replace(
+            condition, places=places(self.config, latent_frames).to(self.positions.device)
+        )
+
     def inputs(self, ids: Tensor, condition: Condition) -> Tensor:
         """Ids `[B,n]` -> what positions 0..n are fed `[B,n+1,d]`."""
         x = torch.cat([condition.start[:, None], self.embedding(ids)], dim=1)
-        return x + self.positions[: x.shape[1]].to(x.device)
+        n, order = x.shape[1], condition.places
+        return x + (self.positions[:n] if order is None else self.positions[order[:n]]).to(x.device)
 
-    def next_input(self, ids: Tensor, at: int | Tensor) -> Tensor:
+    def next_input(self, ids: Tensor, condition: Condition, at: int | Tensor) -> Tensor:
         """Ids `[B]` chosen for position at-1 -> what position `at` is fed `[B,1,d]`."""
-        position = self.positions[at : at + 1] if isinstance(at, int) else self.positions[at]
+        here = slice(at, at + 1) if isinstance(at, int) else at
+        order = condition.places
+        position = self.positions[here if order is None else order[here]]
         return self.embedding(ids[:, None]) + position.to(ids.device)
 
     def trunk(

@@ -4,9 +4,7 @@
     refine:   the same, continuing ids that are there
     surprise: how many bits each id of a clip carries
 
-The order is time-first: all latent frames' register 0, then all frames' register 1, and so on
-(flat position i is register i // t of latent frame i % t). So a budget of k is the first t·k
-positions, stopping early is truncating, and going on adds detail.
+`order.py` says in which order.
 """
 
 from __future__ import annotations
@@ -31,25 +29,15 @@ from .checks import (
     check_budget,
     check_frames,
     check_tokens,
-    chunk_windows,
     class_number,
     count_clips,
 )
 from .network import Cache, Condition, PriorNetwork
+from .order import rows_of, time_first, to_grid, windows
 from .sampling import AHEAD, Sampler
 from .text import TextEncoder
 from .umt5 import prepare_states
 from .writing import write_ids
-
-
-def time_first(ids: Tensor) -> Tensor:
-    """Grid `[B,t,k]` -> flat `[B,k·t]`."""
-    return ids.transpose(1, 2).flatten(1)
-
-
-def to_grid(flat: Tensor, latent_frames: int) -> Tensor:
-    """Flat `[B,k·t]` -> grid `[B,t,k]`."""
-    return flat.unflatten(1, (-1, latent_frames)).transpose(1, 2)
 
 
 class Prior(nn.Module):
@@ -78,6 +66,12 @@ class Prior(nn.Module):
     @device.setter
     def device(self, device: torch.device | None) -> None:
         self._device = device
+
+    @property
+    def chunk_frames(self) -> int:
+        """Frames of the shortest clip that it writes without cutting any off."""
+        c = self.config
+        return 1 + 4 * (c.chunk - 1) if c.chunk else c.frames
 
     @property
     def dtype(self) -> torch.dtype:
@@ -141,19 +135,19 @@ class Prior(nn.Module):
         captions, classes = _listed(caption), _listed(class_name)
         self._count(captions, classes, states, len(tokens))
         sampler = self._sampler(len(tokens), seed, temperature, top_k, top_p)
-        windows = chunk_windows(self.config, tokens)
+        parts = windows(c, tokens)
         rows: list[Tensor] = []
-        for i, (start, known) in enumerate(windows):
-            window = tokens.ids[:, start : start + c.latent_frames]
-            before = rows[-1][:, -known:] if known else None  # (B, 1, budget), refined already
+        for i, w in enumerate(parts):
+            window = tokens.ids[:, w.start : w.start + w.rows]
+            before = rows[-1][:, -w.known :] if w.known else None  # (B, 1, budget), refined already
             if before is not None:
-                window = torch.cat([before[..., : tokens.budget], window[:, known:]], dim=1)
+                window = torch.cat([before[..., : tokens.budget], window[:, w.known :]], dim=1)
             done = self._write(
                 dataclasses.replace(tokens, ids=window), budget, captions, classes, states, mask,
-                guidance, sampler, part_of(progress, i, len(windows)),
-                partial if len(windows) == 1 else None, before,
+                guidance, sampler, part_of(progress, i, len(parts)),
+                partial if len(parts) == 1 else None, before,
             )  # fmt: skip
-            rows.append(done.ids[:, known:])
+            rows.append(done.ids[:, w.known :])
         return dataclasses.replace(tokens, ids=torch.cat(rows, dim=1))
 
     @torch.inference_mode()
@@ -166,14 +160,15 @@ class Prior(nn.Module):
         self.check_tokens(tokens)
         captions, classes = _listed(caption), _listed(class_name)
         batch = self._count(captions, classes, None, len(tokens))
-        condition = self.condition(batch, captions, classes)
-        t, rows = self.config.latent_frames, []
-        for start, known in chunk_windows(self.config, tokens):
-            flat = time_first(tokens.ids[:, start : start + t]).to(self.device)
+        words = self.condition(batch, captions, classes)
+        rows = []
+        for w in windows(self.config, tokens):
+            condition = self.network.over(words, w.rows)
+            flat = time_first(tokens.ids[:, w.start : w.start + w.rows]).to(self.device)
             x = self.network.inputs(flat[:, :-1], condition)
             hidden = self.network.trunk(x, condition)
             nats = self.network.head.nll(hidden.flatten(0, 1), flat.flatten())
-            rows.append(to_grid(nats.view_as(flat) / math.log(2), t)[:, known:].cpu())
+            rows.append(to_grid(nats.view_as(flat) / math.log(2), w.rows)[:, w.known :].cpu())
         return torch.cat(rows, dim=1)
 
     # ------------------------------------------------------------------ the loop
@@ -215,7 +210,7 @@ class Prior(nn.Module):
 
     def step(self, ids: Tensor, condition: Condition, cache: Cache, at: int | Tensor) -> Tensor:
         """One id a row `[B]`, chosen for position at-1 -> what the head reads at `at` `[B,1,d]`."""
-        return self.network.trunk(self.network.next_input(ids, at), condition, cache, at)
+        return self.network.trunk(self.network.next_input(ids, condition, at), condition, cache, at)
 
     def compile_step(self, backend: str = "inductor") -> Prior:
         """Compile the step of one id from now on (torch.compile). Shapes never change
@@ -232,13 +227,14 @@ class Prior(nn.Module):
     ) -> Tokens:  # fmt: skip
         """Continue `tokens` `[B,t,m]` (m may be 0) to `budget`. `before` `[B,1,budget]`: the first
         latent frame's ids, which are known to the end."""
-        c, batch = self.config, len(tokens)
+        c, batch, t = self.config, len(tokens), tokens.ids.shape[1]
         scale = c.guidance_for(budget) if guidance is None else guidance
         if not math.isfinite(scale):
             raise VftError(f"guidance is {scale}; choose a number, 1 for none")
         with torch.inference_mode():
             condition = self.condition(batch, captions, classes, states, mask, guided=scale != 1)
-        t, total = c.latent_frames, budget * c.latent_frames
+            condition = self.network.over(condition, t)
+        total = budget * t
 
         def on_id(done: int, flat: Tensor) -> None:
             if partial is not None and done % t == 0:
@@ -333,7 +329,7 @@ class Prior(nn.Module):
         c = self.config
         check_bound(c)
         return Tokens(
-            ids=torch.zeros(batch, c.latent_frames, 0, dtype=torch.int64), tokenizer=c.tokenizer,
+            ids=torch.zeros(batch, rows_of(c, frames), 0, dtype=torch.int64), tokenizer=c.tokenizer,
             fingerprint=c.tokenizer_fingerprint, frames=frames, fps=c.fps, size=(c.size, c.size),
         )  # fmt: skip
 

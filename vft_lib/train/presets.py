@@ -33,19 +33,21 @@ class Preset:
 
 def _prior(
     tokenizer: TokenizerConfig, *, registers: int, width: int, head_dim: int, depth: int, text: int,
-    schedule: Schedule,
+    schedule: Schedule, chunks: int = 5, clips: int = 8192,
 ) -> PriorRecipe:  # fmt: skip
-    """`registers`: that it writes of each latent frame; `text`: width of the text encoder."""
+    """`registers`: that it writes of each latent frame; `text`: width of the text encoder;
+    `chunks`: in its longest sequence."""
+    frames = 1 + chunks * (tokenizer.latent_frames - 1)
     config = PriorConfig(
         name=f"{tokenizer.name}-prior", tokenizer=tokenizer.name, depth=depth, width=width,
-        head_dim=head_dim, seq_len=tokenizer.latent_frames * registers, cond="both",
-        vocab=tokenizer.vocab, latent_frames=tokenizer.latent_frames, classes=MOTIONS,
+        head_dim=head_dim, seq_len=frames * registers, cond="both", vocab=tokenizer.vocab,
+        latent_frames=frames, chunk=tokenizer.latent_frames, classes=MOTIONS,
         ctx_dim=text, n_ctx_null=4, max_text_len=48, head_bias=True, embedding="factorized",
         fsq_levels=tokenizer.fsq_levels, size=tokenizer.size, fps=tokenizer.fps,
         text_encoder=TextEncoderConfig(caption_words(), dim=text, head_dim=min(32, text)),
         guidance=((1, 2.0),), temperature=0.8,
     )  # fmt: skip
-    return PriorRecipe(config, schedule)
+    return PriorRecipe(config, schedule, clips)
 
 
 def _preset(
@@ -96,7 +98,7 @@ PRESETS = {
         decoder=TransformerConfig(320, 6, mlp_ratio=3.6, modulation_kinds=1),
         patches=(2, 2), clips=24_576, ordered=False, groups=2,
         schedule=Schedule(6000, 192, lr=1.5e-3, matrix_lr=3e-3, warmup=40, ema=0.995),
-        prior={"registers": 32, "width": 256, "head_dim": 64, "depth": 4, "text": 96, "schedule":
+        prior={"registers": 16, "width": 256, "head_dim": 64, "depth": 4, "text": 128, "schedule":
                Schedule(3000, 256, lr=2e-3, matrix_lr=4e-3, warmup=50, ema=0.995)},
     ),
     "tiny": _preset(
@@ -108,7 +110,8 @@ PRESETS = {
         encoder=TransformerConfig(32, 2, 16),
         decoder=TransformerConfig(32, 2, 16, modulation_kinds=2), patches=(2, 2), clips=64,
         schedule=Schedule(12, 4, lr=1e-3, matrix_lr=1e-3, warmup=2),
-        prior={"registers": 8, "width": 32, "head_dim": 16, "depth": 2, "text": 16,
+        prior={"registers": 8, "width": 32, "head_dim": 16, "depth": 2, "text": 16, "chunks": 2,
+               "clips": 128,
                "schedule": Schedule(12, 4, lr=1e-3, matrix_lr=1e-3, warmup=2)},
     ),
 }  # fmt: skip

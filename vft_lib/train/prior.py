@@ -1,7 +1,7 @@
-"""Training the default prior: next-id prediction on the tokenizer's training clips.
+"""Training the default prior: next-id prediction on procedural clips and footage.
 
 The procedural ones come with captions, worded anew at every draw, and with their motion as the
-class; real clips have neither and teach the unconditional prior.
+class; footage has neither and teaches the unconditional prior.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from ..config.prior import PriorConfig
 from ..errors import VftError
 from ..footage.footage import host_rng
 from ..measure.sheets import save_strip
-from ..prior.prior import Prior, time_first
+from ..prior.order import time_first
+from ..prior.prior import Prior
 from ..prior.text import split_words
 from ..tokenizer.tokenizer import Tokenizer
 from ..world import captions, world
+from .dataset import Sequences
 from .loop import Schedule, Task
 
 HELD_OUT = 32  # of so many clips, the last is kept for validation
@@ -38,17 +40,21 @@ SHOWN = (
 
 @dataclass(frozen=True)
 class PriorRecipe:
-    """Every step reads all registers, or with probability `short_share` the first half or quarter:
+    """`clips` are encoded once: worlds of one chunk, of the longest sequence, footage.
+    Every step reads clips of one length, `long_share` of the steps the longest or what a part of
+    them begins with; of `batch` clips if they are of one chunk, fewer if they are longer. It reads
+    all registers, or with probability `coarse_share` the first half or quarter:
     they say most of what a caption says, for a fraction of the time.
     `null_share` of the procedural clips are trained without a condition (for guidance),
     `class_share` with the class alone, the rest with a caption, `brief_share` of those of a few
-    words. In half of the captions a word is lost with probability `word_loss`. `real_share` of
-    every batch is real clips. `dropout` is in every residual branch."""
+    words. In half of the captions a word is lost with probability `word_loss`. `dropout` is in
+    every residual branch."""
 
     config: PriorConfig
     schedule: Schedule
-    short_share: float = 0.5
-    real_share: float = 0.08
+    clips: int = 8192
+    long_share: float = 0.4
+    coarse_share: float = 0.5
     null_share: float = 0.1
     class_share: float = 0.2
     brief_share: float = 0.25
@@ -70,26 +76,34 @@ def caption_words() -> tuple[str, ...]:
 class PriorTask(Task):
     """The network and its text encoder, on ids `[N,t,K]` and what each clip is."""
 
-    def __init__(
-        self, recipe: PriorRecipe, tokenizer: Tokenizer, ids: Tensor, seeds: list[int | None]
-    ) -> None:  # fmt: skip
+    def __init__(self, recipe: PriorRecipe, tokenizer: Tokenizer, data: Sequences) -> None:
         super().__init__()
-        self.recipe, self.ids = recipe, ids[:, :, : recipe.config.registers]
-        numbers = self.ids.int().contiguous().numpy().tobytes()
+        self.recipe, self.sequences = recipe, data
+        numbers = data.ids.contiguous().numpy().tobytes()
         self.data = f" of ids {hashlib.sha256(numbers).hexdigest()[:16]}"
         self.frozen = (tokenizer.eval().requires_grad_(False),)  # in a tuple: not a submodule
         self.prior = Prior(recipe.config).bind(tokenizer)
-        self.scenes = {
-            i: world.draw_scene(seed) for i, seed in enumerate(seeds) if seed is not None
-        }
-        kept = [i for i in range(len(seeds)) if (i + 1) % HELD_OUT]
-        self.procedural = torch.tensor([i for i in kept if i in self.scenes])
-        self.real = torch.tensor([i for i in kept if i not in self.scenes], dtype=torch.int64)
-        self.held_out = sorted(self.scenes.keys() - set(kept))
+        trained = (torch.arange(len(data)) + 1) % HELD_OUT != 0
+        self.held_out = [
+            int(i) for i in torch.nonzero(~trained)[:, 0] if data.scenes[i] is not None
+        ]
+        whole = data.one_act()
+        self.pools = {
+            t: pool for t in self.lengths()
+            if len(pool := torch.nonzero(
+                trained & ((data.rows == t) | ((data.rows > t) & whole)))[:, 0])
+        }  # fmt: skip
+        """Training clips that can be read over so many latent frames."""
         _initialize(self.prior)
         for module in self.prior.network.modules():
             if isinstance(module, nn.Dropout):
                 module.p = recipe.dropout
+
+    def lengths(self) -> list[int]:
+        c = self.recipe.config
+        if not c.chunk:
+            return [c.latent_frames]
+        return list(range(c.chunk, c.latent_frames + 1, c.chunk - 1))
 
     def start_from(self, prior: Prior) -> None:
         """Take the weights of a trained prior, of the same tokenizer or of one that this one's
@@ -110,55 +124,56 @@ class PriorTask(Task):
         self, step: int, generator: torch.Generator, progress: float
     ) -> dict[str, Tensor]:  # fmt: skip
         r = self.recipe
-        count = r.schedule.batch
         torch.manual_seed(
             generator.initial_seed()
         )  # of dropout: a resumed run takes the same steps
         rng = host_rng(generator)
-        real = int(rng.binomial(count, r.real_share)) if len(self.real) else 0
-        chosen = [
-            pool[torch.from_numpy(rng.integers(len(pool), size=n))]
-            for pool, n in ((self.procedural, count - real), (self.real, real)) if n
-        ]  # fmt: skip
-        index = torch.cat(chosen)
+        t = next(iter(self.pools))
+        if len(self.pools) > 1 and rng.random() < r.long_share:
+            longer = list(self.pools)[1:]
+            t = longer[-1] if rng.random() < 0.5 else int(rng.choice(longer))
+        count = max(1, round(r.schedule.batch * min(self.pools) / t))
+        pool = self.pools[t]
+        index = pool[torch.from_numpy(rng.integers(len(pool), size=count))]
         texts, classes = zip(*(self._condition(rng, int(i)) for i in index))
         budget = r.config.registers
-        if rng.random() < r.short_share:
+        if rng.random() < r.coarse_share:
             budget = max(1, budget // int(rng.choice((2, 4))))
-        bits = self.bits(index, list(texts), torch.tensor(classes), budget, forget=rng)
+        bits = self.bits(index, list(texts), torch.tensor(classes), t, budget, forget=rng)
         out = {"loss": bits.mean() * math.log(2)} | _by_register(bits)
-        if real:
-            out["real"] = bits[-real:].detach().mean()
-        return out
+        return out | {f"t{t}": bits.detach().mean()}
 
     def bits(
-        self, index: Tensor, texts: list[str], classes: Tensor, budget: int | None = None,
+        self, index: Tensor, texts: list[str], classes: Tensor, t: int, budget: int | None = None,
         forget: np.random.Generator | None = None,
     ) -> Tensor:  # fmt: skip
-        """-log2 p of the ids of clips `index` `[B]` -> `[B,budget,t]` (default: K), in bits."""
+        """-log2 p of the first `t` latent frames' ids of clips `index` `[B]` -> `[B,budget,t]`
+        (default: K), in bits."""
         network, c = self.prior.network, self.prior.config
         device = self.prior.device
-        flat = time_first(self.ids[index, :, :budget].long()).to(device)
+        flat = time_first(self.sequences.ids[index, :t, :budget].long()).to(device)
         assert self.prior.text is not None
         words = sum(len(split_words(t)) for t in texts)
         uniform = None if forget is None else torch.from_numpy(forget.random(words, np.float32))
         states, mask = self.prior.text(texts, forget=uniform, rows=c.n_ctx_null)
-        condition = network.condition(len(flat), classes, states, mask)
+        condition = network.over(network.condition(len(flat), classes, states, mask), t)
         hidden = network.trunk(network.inputs(flat[:, :-1], condition), condition)
         nats = network.head.nll(hidden.flatten(0, 1), flat.flatten())
-        return (nats / math.log(2)).view(len(flat), -1, c.latent_frames)
+        return (nats / math.log(2)).view(len(flat), -1, t)
 
     def _condition(self, rng: np.random.Generator, clip: int) -> tuple[str, int]:
         """(caption or "", class number) of a draw."""
         r, none = self.recipe, len(self.recipe.config.classes)
-        scene, roll = self.scenes.get(clip), rng.random()
+        scene, roll = self.sequences.scenes[clip], rng.random()
         if scene is None or roll < r.null_share:
             return "", none
         main = scene.main
         number = r.config.classes.index(main.motion)
-        if roll < r.null_share + r.class_share:
+        if main.then:  # neither a class nor a few words say what happens later
+            number = none
+        elif roll < r.null_share + r.class_share:
             return "", number
-        if rng.random() < r.brief_share:
+        if rng.random() < r.brief_share and not main.then:
             text = captions.brief(rng, color=main.color, shape=main.shape, motion=main.motion)
         else:
             text = scene.caption(rng)
@@ -172,24 +187,26 @@ class PriorTask(Task):
         self.eval()
         if not self.held_out:
             return
-        none = len(self.recipe.config.classes)
+        none, data = len(self.recipe.config.classes), self.sequences
         row: dict[str, float] = {"step": step}
-        for name in ("caption", "class", "null"):
-            parts = []
-            for part in torch.tensor(self.held_out[:512], dtype=torch.int64).split(32):
-                scenes = [self.scenes[int(i)] for i in part]
-                texts = [s.caption() if name == "caption" else "" for s in scenes]
-                classes = [
-                    self.recipe.config.classes.index(s.main.motion) if name == "class" else none
-                    for s in scenes
-                ]
-                parts.append(self.bits(part, texts, torch.tensor(classes)))
-            bits = torch.cat(parts)
-            row[name] = float(bits.mean())
-            row |= {f"{name}_{k}": float(v) for k, v in _by_register(bits).items()}
+        for t in {int(data.rows[i]) for i in self.held_out}:
+            some = torch.tensor([i for i in self.held_out if int(data.rows[i]) == t][:256])
+            for name in ("caption", "class", "null"):
+                parts = []
+                for part in some.split(32):
+                    scenes = [s for i in part if (s := data.scenes[int(i)]) is not None]
+                    texts = [s.caption() if name == "caption" else "" for s in scenes]
+                    classes = [
+                        self.recipe.config.classes.index(s.main.motion) if name == "class" else none
+                        for s in scenes
+                    ]
+                    parts.append(self.bits(part, texts, torch.tensor(classes), t))
+                bits = torch.cat(parts)
+                row[f"{name}_t{t}"] = float(bits.mean())
+                row |= {f"{name}_t{t}_{k}": float(v) for k, v in _by_register(bits).items()}
         with (out / "validation.jsonl").open("a", encoding="utf-8") as f:
             f.write(json.dumps({k: round(v, 4) for k, v in row.items()}) + "\n")
-        tokens = self.prior.generate(SHOWN, seed=0)
+        tokens = self.prior.generate(SHOWN, seed=0, frames=self.frozen[0].config.chunk_frames)
         save_strip(out / f"samples-{step:06d}.png", list(self.frozen[0].decode(tokens)))
 
 

@@ -17,13 +17,21 @@ from ..footage.footage import Footage
 from ..footage.worlds import Worlds, training_seeds
 from ..models.loading import load_prior, load_tokenizer
 from ..tokenizer.tokenizer import Tokenizer
-from .dataset import Latents, encode_dataset, world_count
+from .dataset import (
+    SEQUENCES,
+    Latents,
+    Plan,
+    Sequences,
+    encode_dataset,
+    encode_sequences,
+    world_count,
+)
 from .features import FrozenFeatures
 from .loop import Window, autocast_dtype, first_alone, train
 from .presets import Preset
 from .prior import PriorTask
 from .state import finished
-from .tokenizer import TokenizerTask, encode_ids
+from .tokenizer import TokenizerTask
 from .vae import VAETask, fold_latent_scale
 
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a stage
@@ -33,7 +41,8 @@ CHECKPOINT = "checkpoint.safetensors"  # in the folder of a stage
 class Run:
     """What all stages share. `dtype`: of the forward and backward pass (None: what `device` is fast
     at). `every`: seconds between checkpoints; `stop_after`: steps, as a kill would. `features`:
-    a frozen image network, for the perceptual term and the alignment (None: without)."""
+    a frozen image network, for the perceptual term and the alignment (None: without). `processes`:
+    that draw procedural clips ahead."""
 
     preset: Preset
     footage: Footage
@@ -43,6 +52,7 @@ class Run:
     every: float = 120.0
     stop_after: int | None = None
     features: FrozenFeatures | None = None
+    processes: int = 0
 
     @property
     def precision(self) -> torch.dtype:
@@ -123,15 +133,12 @@ def latents_of(run: Run, vae: VideoAutoencoder, deadline: float | None = None) -
         )  # fmt: skip
 
 
-def train_tokenizer(
-    run: Run, data: Latents | None = None, window: Window | None = None, init: Path | None = None
-) -> Path:  # fmt: skip
+def train_tokenizer(run: Run, window: Window | None = None, init: Path | None = None) -> Path:
     """Train encoder and flow decoder on `run.out`'s autoencoder. Returns the path of
     `tokenizer.safetensors` (or of the checkpoint)."""
     r, device = run.preset.tokenizer, run.device
     vae = _vae(run)
-    if data is None:
-        data = latents_of(run, vae, None if window is None else _share(window, 0.25))
+    data = latents_of(run, vae, None if window is None else _share(window, 0.25))
     torch.manual_seed(r.schedule.seed)
     task = TokenizerTask(r, vae, data)
     out = run.out / "tokenizer"
@@ -156,25 +163,32 @@ def train_tokenizer(
     return path
 
 
-def train_prior(
-    run: Run, data: Latents | None = None, window: Window | None = None, init: Path | None = None
-) -> Path:  # fmt: skip
+def sequences_of(run: Run, deadline: float | None = None) -> Sequences:
+    """The prior's training clips as ids of `run.out`'s tokenizer."""
+    r, bank = run.preset.prior, run.footage.bank
+    source = run.out / "tokenizer.safetensors"
+    tokenizer = load_tokenizer(source, device=run.device, dtype=run.precision)
+    plan = Plan(r.config, -(-r.clips // SEQUENCES), bank is not None, r.schedule.seed + 1)
+    with first_alone(run.device):
+        return encode_sequences(
+            plan, tokenizer, bank, processes=run.processes, folder=run.out / "prior",
+            deadline=deadline,
+        )  # fmt: skip
+
+
+def train_prior(run: Run, window: Window | None = None, init: Path | None = None) -> Path:
     """Train the prior on `run.out`'s tokenizer. Returns the path of `prior.safetensors` (or of the
     checkpoint)."""
     r, device = run.preset.prior, run.device
     source = run.out / "tokenizer.safetensors"
     if not source.exists():
         raise VftError(f"{source} does not exist; run `vft train tokenizer --out {run.out}` first")
-    tokenizer = load_tokenizer(source, device=device, dtype=torch.float32)
-    if data is None:
-        data = latents_of(run, _vae(run), None if window is None else _share(window, 0.4))
     if run.footage.worlds is None:
         raise VftError("a prior learns the captions of procedural clips, and there are none")
-    cache = None if device.type == "cuda" else run.out / "prior" / "ids.safetensors"
-    with run.in_turn():
-        ids = encode_ids(tokenizer, data.latents, cache)
+    tokenizer = load_tokenizer(source, device=device, dtype=torch.float32)
+    data = sequences_of(run, None if window is None else _share(window, 0.4))
     torch.manual_seed(r.schedule.seed)
-    task = PriorTask(r, tokenizer, ids, data.seeds(run.footage.worlds.seeds))
+    task = PriorTask(r, tokenizer, data)
     if init is not None:
         task.start_from(load_prior(init, device=device, dtype=torch.float32))
     # A GPU waits for captions, not for arithmetic: float32 costs nothing there.
@@ -203,7 +217,6 @@ def train_all(
     began = time.monotonic()
     end = began
     total = sum(shares)
-    data: Latents | None = None
     for stage, share in zip(("vae", "tokenizer", "prior"), shares):
         end += 60 * minutes * share / total
         if not share:
@@ -211,10 +224,10 @@ def train_all(
         window = Window((end - time.monotonic()) / 60)
         if stage == "vae":
             train_vae(run, window, init)
+        elif stage == "tokenizer":
+            train_tokenizer(run, window)
         else:
-            if data is None:
-                data = latents_of(run, _vae(run), _share(window, 0.25))
-            (train_tokenizer if stage == "tokenizer" else train_prior)(run, data, window)
+            train_prior(run, window)
         if run.stopped(run.out / stage):
             break
 

@@ -104,9 +104,11 @@ BACKGROUND_WORDS: dict[str, tuple[str, ...]] = {
 _NEAR = ("next to", "near", "together with", "beside")
 _OPENINGS = ("a video in which", "a clip where", "here")
 _SHOWN = ("a video of", "a clip of", "there is", "we see")
+_NEXT = ("then", "and then", "after that")
+_LAST = (*_NEXT, "and finally", "finally")
 FRAME_WORDS: tuple[str, ...] = (
     "a", "an", "and", "as", "while", "big", "small", "something", "down to the right",
-    "up to the right", *_NEAR, *_OPENINGS, *_SHOWN,
+    "up to the right", *_NEAR, *_OPENINGS, *_SHOWN, *_LAST,
 )  # fmt: skip
 """The words between the others, and those for sizes and headings."""
 _IRREGULAR = {
@@ -146,18 +148,21 @@ def describe(
     heading: str = "",
     size_word: str = "",
     others: tuple[tuple[str, str], ...] = (),
+    then: tuple[tuple[str, str], ...] = (),
 ) -> str:
     """An English caption, with wording and optional details picked by `rng`.
 
-    Colour, shape and motion of the main object are always named. `heading` is an adverb that
-    may follow the motion ("to the left"), `size_word` an adjective ("big"), and `others` are
-    the (color, shape) of the smaller objects. The number of draws does not depend on the
-    arguments, so the same `rng` state words two scenes alike. Raises ValueError for a shape,
-    motion, background or camera that there are no words for.
+    Colour, shape and motions of the main object are always named. `heading` is an adverb that
+    may follow the motion ("to the left"), `size_word` an adjective ("big"), `others` are
+    the (color, shape) of the smaller objects, `then` the (motion, heading) of what the main one
+    does later. The number of draws depends on `then` alone, so the same `rng` state words two
+    scenes alike. Raises ValueError for a shape, motion, background or camera that there are no
+    words for.
     """
     for what, name, words in (
         ("shape", shape, NOUNS),
         ("motion", motion, VERBS),
+        *(("motion", later, VERBS) for later, _ in then),
         ("background", background, BACKGROUND_WORDS),
         ("camera", camera, CAMERA_WORDS),
     ):
@@ -176,6 +181,16 @@ def describe(
     action = pick(VERBS[motion], 3)
     if heading and roll[4] < 0.6:
         action += f" {heading}"
+    acts, links = [action], [""]
+    for i, (later, where) in enumerate(then, 1):
+        which = rng.random(3)
+        verbs, joins = VERBS[later], _LAST if i == len(then) else _NEXT
+        acts.append(verbs[int(which[0] * len(verbs))])
+        links.append(f", {joins[int(which[1] * len(joins))]} ")
+        if where and which[2] < 0.6:
+            acts[-1] += f" {where}"
+    action = "".join(map("".join, zip(links, acts)))
+    acting = "".join(map("".join, zip(links, map(participle, acts))))
     place = ""
     if roll[5] < 0.6:
         first, second = background_colors
@@ -188,16 +203,16 @@ def describe(
     if roll[9] < (0.8 if camera != "static" else 0.08):
         link = "as" if roll[11] < 0.4 and camera != "static" else "while"
         view = f"{link} {pick(CAMERA_WORDS[camera], 10)}"
-    form, which = roll[12], int(roll[11] * 12)
-    doing = f"{subject} {participle(action)}"
+    form, chosen = roll[12], int(roll[11] * 12)
+    doing = f"{subject} {acting}"
     if form < 0.5:
         parts = [f"{subject} {action}", place, company, view]
     elif form < 0.65:
         parts = [doing, place, company, view]
     elif form < 0.75:
-        parts = [f"{_SHOWN[which % len(_SHOWN)]} {doing}", place, company, view]
+        parts = [f"{_SHOWN[chosen % len(_SHOWN)]} {doing}", place, company, view]
     elif form < 0.85:
-        parts = [f"{_OPENINGS[which % len(_OPENINGS)]} {subject} {action}", place, company, view]
+        parts = [f"{_OPENINGS[chosen % len(_OPENINGS)]} {subject} {action}", place, company, view]
     elif form < 0.93 and place:
         parts = [f"{place}, {subject} {action}", company, view]
     else:

@@ -73,6 +73,9 @@ _BACKGROUND_WEIGHTS = (0.22, 0.24, 0.18, 0.14, 0.14, 0.04, 0.04)
 _MOVING_WEIGHTS = (0.0, 0.0, 0.45, 0.25, 0.0, 0.14, 0.16)
 _CAMERA_WEIGHTS = (0.65, 0.0875, 0.0875, 0.0875, 0.0875)
 _MIDDLE = 8.0  # frame at which paths and camera moves are centred: the middle of 17 frames
+_BLEND = 6.0  # frames in which one act passes into the next
+ACTS = (0.4, 0.3, 0.3)
+"""How often a long clip has one, two or three acts."""
 _NOISE = 8  # value-noise lattice points per side; the lattice repeats
 _NOISE_CELL = 0.55  # world units between lattice points
 
@@ -94,7 +97,8 @@ class Clip:
 
 @dataclass(frozen=True)
 class _Object:
-    """One object; `radius`, `x`, `y` in world units at the middle frame, `dice` in 0..1."""
+    """One object; `radius`, `x`, `y` in world units at the middle frame, `dice` in 0..1, `then`
+    the motions after the first."""
 
     color: str
     shape: str
@@ -105,6 +109,7 @@ class _Object:
     y: float
     tilt: float
     dice: tuple[float, float, float, float]
+    then: tuple[str, ...] = ()
 
     @property
     def sign(self) -> float:
@@ -193,8 +198,25 @@ def _triangle_wave(s: Array) -> Array:
 
 
 def _path(obj: _Object, frames: int) -> tuple[Array, Array, Array, Array]:
-    """Centre x and y, radius (world units) and angle (radians) per frame, each float64 [T]."""
-    t = np.arange(frames, dtype=np.float64) - _MIDDLE
+    """Centre x and y, radius (world units) and angle (radians) per frame, each float64 [T]. One
+    motion goes on for as long as the clip lasts; several share it, each centred in its part."""
+    t = np.arange(frames, dtype=np.float64)
+    if not obj.then:
+        return _act(obj, t - _MIDDLE)
+    length = frames / (1 + len(obj.then))
+    path = _act(obj, t - (length - 1) / 2)
+    for i, motion in enumerate(obj.then, 1):
+        next_act = _act(replace(obj, motion=motion), t - (i * length + (length - 1) / 2))
+        into = np.clip((t - i * length) / _BLEND + 0.5, 0, 1)
+        into = into * into * (3 - 2 * into)
+        x, y, radius, angle = (old + into * (new - old) for old, new in zip(path, next_act))
+        path = x, y, radius, angle
+    return path
+
+
+def _act(obj: _Object, t: Array) -> tuple[Array, Array, Array, Array]:
+    """The path of the object's (first) motion, `t` frames from its middle [T]."""
+    frames = len(t)
     a, b, c, _ = obj.dice
     x, y = np.full(frames, obj.x), np.full(frames, obj.y)
     scale, angle = np.ones(frames), np.full(frames, obj.tilt)
@@ -403,8 +425,9 @@ class Scene:
             background_colors=self.background.colors,
             camera=self.camera,
             heading=_heading(main),
-            size_word="" if main.motion in ("grow", "shrink", "pulse") else big,
+            size_word="" if {"grow", "shrink", "pulse"} & {main.motion, *main.then} else big,
             others=tuple((obj.color, obj.shape) for obj in self.smaller),
+            then=tuple((m, _heading(replace(main, motion=m))) for m in main.then),
         )
 
     def render(self, frames: int, size: int) -> npt.NDArray[np.uint8]:
@@ -446,12 +469,14 @@ def _heading(obj: _Object) -> str:
 
 
 def draw_scene(
-    seed: int, *, color: str | None = None, shape: str | None = None, motion: str | None = None
-) -> Scene:
+    seed: int, *, color: str | None = None, shape: str | None = None, motion: str | None = None,
+    then: tuple[str, ...] = (),
+) -> Scene:  # fmt: skip
     """Draw the scene of `seed` (an integer >= 0). `color`, `shape` and `motion` replace what was
     drawn for the main object and leave the rest of the scene alone, with one exception: a plain
-    ball or ring that spins becomes striped, because nobody could see it spin. Raises ValueError
-    for an unknown name or seed < 0."""
+    ball or ring that spins becomes striped, because nobody could see it spin. `then`: motions that
+    follow the first, in equal parts of the clip. Raises ValueError for an unknown name or
+    seed < 0."""
     if seed < 0:
         raise ValueError(f"seed is {seed}; it must be at least 0")
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -466,15 +491,32 @@ def draw_scene(
         ("color", color, tuple(COLORS)),
         ("shape", shape, SHAPES),
         ("motion", motion, MOTIONS),
+        *(("motion", name, MOTIONS) for name in then),
     ):
         if name is not None:
             _check(what, name, allowed)
     main = replace(
-        main, color=color or main.color, shape=shape or main.shape, motion=motion or main.motion
-    )
-    if main.motion == "spin" and main.shape in ("ball", "ring") and main.texture == "plain":
+        main, color=color or main.color, shape=shape or main.shape, motion=motion or main.motion,
+        then=then,
+    )  # fmt: skip
+    if (
+        "spin" in (main.motion, *then)
+        and main.shape in ("ball", "ring")
+        and main.texture == "plain"
+    ):
         main = replace(main, texture="striped")
     return Scene(main, tuple(smaller), background, camera, int(rng.integers(1 << 62)))
+
+
+def draw_story(seed: int) -> Scene:
+    """The scene of `seed` with one to three acts (`ACTS`), for clips of about ten seconds; its
+    first act is :func:`draw_scene`'s motion."""
+    scene = draw_scene(seed)
+    rng = np.random.default_rng((1, seed))
+    motions = [scene.main.motion]
+    for _ in range(int(rng.choice(len(ACTS), p=ACTS))):
+        motions.append(_pick(rng, tuple(m for m in MOTIONS if m != motions[-1])))
+    return draw_scene(seed, then=tuple(motions[1:]))
 
 
 def make_clip(
@@ -485,10 +527,11 @@ def make_clip(
     color: str | None = None,
     shape: str | None = None,
     motion: str | None = None,
+    then: tuple[str, ...] = (),
 ) -> Clip:
     """Draw, render and caption the scene of `seed`; see :func:`draw_scene`. Raises ValueError for
     an unknown name, frames < 1, size < 16 or seed < 0."""
-    scene = draw_scene(seed, color=color, shape=shape, motion=motion)
+    scene = draw_scene(seed, color=color, shape=shape, motion=motion, then=then)
     main = scene.main
     return Clip(
         video=scene.render(frames, size),
