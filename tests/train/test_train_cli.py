@@ -62,7 +62,7 @@ def test_train_a_prior_that_writes_for_its_tokenizer(tmp_path: Path) -> None:
     rows = [json.loads(r) for r in (tmp_path / "prior/log.jsonl").read_text().splitlines()]
     assert rows[0]["k1"] == pytest.approx(16, abs=0.3), "begins as a uniform guess"
     row = json.loads((tmp_path / "prior/validation.jsonl").read_text().splitlines()[-1])
-    assert {"caption_t5", "class_t5", "null_t9"} <= row.keys()
+    assert {"caption_t5", "class_t5", "null_t5_k8"} <= row.keys()
 
 
 def test_more_clips_extend_what_is_there(tmp_path: Path) -> None:
