@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from ..files.atomic import write_bytes
 from ..footage.footage import to_video
+from ..footage.worlds import HELD_OUT_SEEDS
+from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.loop import train
 from ..train.prior import HELD_OUT
@@ -29,7 +31,7 @@ from ..world import world
 from .classifier import Classifier, ClassifierRecipe, ClassifierTask
 from .outline import SIZE, Outline, OutlineRecipe, OutlineTask, to_size
 from .probe import LABELS, labels_of
-from .run_clips import decoded_latents, decoded_video, generator, run_clips
+from .run_clips import autocast, decoded_latents, decoded_video, generator, run_clips
 
 PICTURES = 4  # kept of each clip to learn outlines from
 CHECKED = 256  # clips of the run that the networks do not train on, but are measured on
@@ -64,6 +66,43 @@ class Judge:
         if len(right) == len(LABELS):
             right["all"] = torch.stack(list(right.values())).all(0)
         return {name: round(float(x.float().mean()), 4) for name, x in right.items()}
+
+    def stories(
+        self, tokenizer: Tokenizer, prior: Prior, count: int, budgets: list[int],
+        dtype: torch.dtype, batch: int = 4,
+    ) -> dict[str, Any]:  # fmt: skip
+        """What the judge reads from the first and from the last chunk of the longest clips, whose
+        captions tell of two or three acts. Pictures are encoded again for it."""
+        c, frames = tokenizer.config, prior.config.frames
+        seeds = [s for s in HELD_OUT_SEEDS[: 4 * count] if world.draw_story(s).main.then][:count]
+        scenes = [world.draw_story(s) for s in seeds]
+        last = [world.draw_scene(s, motion=x.main.then[-1]) for s, x in zip(seeds, scenes)]
+        labels = {"first act": labels_of(scenes), "last act": labels_of(last)}
+        found: dict[str, Any] = {"clips": len(scenes), "frames": frames}
+        for name in ("own tokens", "caption"):
+            for k in budgets:
+                read: dict[str, list[Tensor]] = {act: [] for act in labels}
+                shape: dict[str, list[Tensor]] = {act: [] for act in labels}
+                starts = range(0, len(scenes), batch)
+                for start in tqdm(starts, desc=f"stories, {name}", mininterval=1):
+                    some = scenes[start : start + batch]
+                    at = list(range(start, start + len(some)))
+                    with torch.no_grad(), autocast(tokenizer, dtype):
+                        if name == "caption":
+                            tokens = prior.generate([s.caption() for s in some], budget=k, seed=at)
+                        else:
+                            shown = to_video([s.render(frames, c.size) for s in some])
+                            tokens = tokenizer.encode(shown).truncate(k)
+                        video = tokenizer.decode(tokens)
+                        for act, part in zip(labels, (video[:, :, : c.chunk_frames],
+                                                      video[:, :, -c.chunk_frames :])):  # fmt: skip
+                            read[act].append(tokenizer.vae.encode(part.to(tokenizer.device)).cpu())
+                            shape[act].append(part[:, :, ::2].half())
+                found.setdefault(name, {})[k] = {
+                    act: self.accuracy(labels[act], torch.cat(read[act]), torch.cat(shape[act]))
+                    for act in labels
+                }
+        return found
 
 
 def pixels_of(scenes: list[world.Scene], frames: int, size: int) -> Tensor:

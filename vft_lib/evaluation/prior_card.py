@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from ..errors import VftError
 from ..files.atomic import replacing, write_bytes
-from ..footage.footage import to_video
 from ..footage.worlds import HELD_OUT_SEEDS
 from ..models.loading import load_prior, load_tokenizer
 from ..prior.prior import Prior
@@ -35,9 +34,9 @@ from ..train.loop import autocast_dtype
 from ..train.presets import Preset
 from ..train.tokenizer import ids_of_latents
 from ..world import world
-from .judge import Judge, pixels_of, trained_judge
+from .judge import pixels_of, trained_judge
 from .probe import LABELS, labels_of
-from .run_clips import autocast, decoded_latents, decoded_video, encode_scenes
+from .run_clips import decoded_latents, decoded_video, encode_scenes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -98,7 +97,7 @@ def write_prior_card(preset: Preset, device: torch.device, args: argparse.Namesp
     results["caption"], shown = read(written, "from captions")
     some = [budgets[i] for i in (0, len(budgets) // 2, -1)]
     if prior.config.frames > c.chunk_frames:
-        results["stories"] = _stories(tokenizer, prior, judge, args.stories, some[1:], dtype)
+        results["stories"] = judge.stories(tokenizer, prior, args.stories, some[1:], dtype)
         _say(began, f"stories: {results['stories']}")
     results["class"] = {}
     for k, x in _written(prior, some, usual, class_name=motions).items():
@@ -182,43 +181,6 @@ def _written(
         whole = torch.cat(parts)
         ids |= {k: whole[:, :, :k] for k in ks}
     return {k: ids[k] for k in budgets}
-
-
-def _stories(
-    tokenizer: Tokenizer, prior: Prior, judge: Judge, count: int, budgets: list[int],
-    dtype: torch.dtype, batch: int = 4,
-) -> dict[str, Any]:  # fmt: skip
-    """What the judge reads from the first and from the last chunk of the longest clips, whose
-    captions tell of two or three acts. Pictures are encoded again for it."""
-    c, frames = tokenizer.config, prior.config.frames
-    seeds = [s for s in HELD_OUT_SEEDS[: 4 * count] if world.draw_story(s).main.then][:count]
-    scenes = [world.draw_story(s) for s in seeds]
-    last = [world.draw_scene(s, motion=x.main.then[-1]) for s, x in zip(seeds, scenes)]
-    labels = {"first act": labels_of(scenes), "last act": labels_of(last)}
-    found: dict[str, Any] = {"clips": len(scenes), "frames": frames}
-    for name in ("own tokens", "caption"):
-        for k in budgets:
-            read: dict[str, list[Tensor]] = {act: [] for act in labels}
-            shape: dict[str, list[Tensor]] = {act: [] for act in labels}
-            for start in tqdm(range(0, len(scenes), batch), desc=f"stories, {name}", mininterval=1):
-                some = scenes[start : start + batch]
-                at = list(range(start, start + len(some)))
-                with torch.no_grad(), autocast(tokenizer, dtype):
-                    if name == "caption":
-                        tokens = prior.generate([s.caption() for s in some], budget=k, seed=at)
-                    else:
-                        tokens = tokenizer.encode(to_video([s.render(frames, c.size) for s in some]))
-                        tokens = tokens.truncate(k)
-                    video = tokenizer.decode(tokens)
-                    for act, part in zip(labels, (video[:, :, : c.chunk_frames],
-                                                  video[:, :, -c.chunk_frames :])):  # fmt: skip
-                        read[act].append(tokenizer.vae.encode(part.to(tokenizer.device)).cpu())
-                        shape[act].append(part[:, :, ::2].half())
-            found.setdefault(name, {})[k] = {
-                act: judge.accuracy(labels[act], torch.cat(read[act]), torch.cat(shape[act]))
-                for act in labels
-            }
-    return found
 
 
 def _bits(
