@@ -616,13 +616,11 @@ def test_odd_sized_sources_are_read_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "suffix", "carried"),
-    [("aac", "mp4", "aac"), ("aac", "ts", "aac"), ("libopus", "mkv", "opus"),
-     ("pcm_s16le", "mkv", "aac"), ("libmp3lame", "avi", "mp3"), ("flac", "mkv", "flac")],
+    ("codec", "suffix"),
+    [("aac", "mp4"), ("aac", "ts"), ("libopus", "mkv"), ("pcm_s16le", "mkv"), ("libmp3lame", "avi"),
+     ("flac", "mkv"), ("alac", "mov"), ("ac3", "ts")],
 )  # fmt: skip
-def test_sound_is_carried_over_and_cut(
-    tmp_path: Path, codec: str, suffix: str, carried: str
-) -> None:
+def test_sound_is_carried_over_and_cut(tmp_path: Path, codec: str, suffix: str) -> None:
     source = tmp_path / f"source.{suffix}"
     encode(source, [flat(i) for i in range(20)], rate=10, sound=(codec, 48000, 2.0))
     out, problems = tmp_path / "out.mp4", []  # type: tuple[Path, list[str]]
@@ -632,15 +630,15 @@ def test_sound_is_carried_over_and_cut(
     assert sound_seconds(out) == pytest.approx(1.0, abs=0.1)
     assert indices(read_frames(out)) == list(range(10))
     with av.open(str(out)) as container:
-        assert container.streams.audio[0].codec_context.name.removesuffix("float") == carried
+        assert container.streams.audio[0].codec_context.name == "aac"
         assert (container.duration or 0) / av.time_base == pytest.approx(1.0, abs=0.1)
 
 
-def test_sound_shorter_than_the_video_and_from_a_later_start(tmp_path: Path, talkie: Path) -> None:
+def test_sound_shorter_than_the_video(tmp_path: Path, talkie: Path) -> None:
     out = tmp_path / "out.mp4"
-    write_video(out, read_frames(talkie), 10, audio_from=talkie, audio_start=1.5)
-    assert sound_seconds(out) == pytest.approx(0.5, abs=0.1)
-    assert len(list(read_frames(out))) == 20
+    write_video(out, [flat(3)] * 50, 10, audio_from=talkie)
+    assert sound_seconds(out) == pytest.approx(2.0, abs=0.1)
+    assert len(list(read_frames(out))) == 50
 
 
 def test_sound_with_a_clock_that_jumps_back_does_not_cost_the_video(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from av.sidedata.sidedata import Type
 
 from .frames import VideoError, fit_frame
 from .pixels import Chain, Converter, deinterlaced
-from .shots import MAX_PIXELS, Matrix, Problem, Shot, Size, check_pixels, upright
+from .shots import JUMP, MAX_PIXELS, Matrix, Problem, Shot, Size, check_pixels, upright
 
 # Of FFmpeg's formats, those that hold pictures or sound themselves. Playlists, lists of files and
 # patterns (hls, dash, concat, image2 ...) would read what a stranger's file names; and FFmpeg
@@ -81,8 +81,8 @@ def av_frames(
     stream: Any,
     problem: Problem = lambda kind, where: None,
     where: Any = lambda: "",
-) -> Iterator[av.VideoFrame]:
-    """What can be decoded; damage is told to `problem`."""
+) -> Iterator[Any]:
+    """The frames of pictures or sound that can be decoded; damage is told to `problem`."""
     failures, decode = 0, _decoder(stream, problem)
     while failures < _FAILURES:
         try:
@@ -91,7 +91,7 @@ def av_frames(
                     yield from decode(packet)
                     failures = 0
                 except FFmpegError:
-                    problem("damaged video data was skipped", where())
+                    problem(f"damaged {stream.type} data was skipped", where())
             return
         except FFmpegError as error:
             failures += 1
@@ -113,6 +113,46 @@ def _decoder(stream: Any, problem: Problem) -> Callable[[Any], list[Any]]:
     return context.decode
 
 
+class Clock:
+    """The times of frames in seconds since the first one. Where the file's clock runs back (joined
+    recordings) it goes on behind the frame before."""
+
+    def __init__(self, zero: float, period: float) -> None:
+        self.zero, self.period, self.time = zero, period, -period
+        self._left: float | None = None  # the clock before it ran back
+
+    def __call__(self, frame: av.VideoFrame) -> float:
+        stamp, expected = _seconds(frame), self.time + self.period
+        time = expected if stamp is None else stamp - self.zero
+        if stamp is not None and time > expected + JUMP and self._left is not None:
+            if 0 < stamp - self._left < JUMP:  # decoders mix the frames on either side of a joint
+                self._left, time = stamp, expected
+        elif time < self.time:
+            self._left = self.time + self.zero
+            self.zero += time - expected
+            time = expected
+        self.time = time
+        return time
+
+
+def picture_zeros(file: Path) -> Generator[float, None, None]:
+    """The time, in seconds on the file's clock, that is zero to :func:`av_shots`: of the first
+    picture that can be shown; then, for joined recordings, of each later one. Nothing for a file
+    without pictures."""
+    with open_av(file) as container:
+        try:
+            stream = video_stream(container, file)
+        except VideoError:
+            return
+        clock = None
+        for frame in av_frames(container, stream):
+            clock = clock or Clock(_zero(frame, stream), 1 / frame_rate(stream))
+            first, before = clock.time < 0, clock.zero
+            clock(frame)
+            if first or before - clock.zero > JUMP:
+                yield clock.zero
+
+
 def av_shots(
     file: Path, start: float, problem: Problem, size: Size | None = None, seek: bool = True
 ) -> Generator[Shot, None, None]:
@@ -120,18 +160,18 @@ def av_shots(
     pictures come smaller, yet larger than `size`."""
     with open_av(file) as container:
         stream = video_stream(container, file)
-        time = -1.0
-        period = 1 / frame_rate(stream)
+        clock = Clock(0.0, period := 1 / frame_rate(stream))
 
         def near() -> str:
             """Where we are: decoders hold a few frames back."""
-            return f"near frame {max(0, round(time / period))} ({max(0.0, time):.2f} s)"
+            time = max(0.0, clock.time)
+            return f"near frame {round(time / period)} ({time:.2f} s)"
 
         frames = deinterlaced(av_frames(container, stream, problem, near))
         frame = next(frames, None)
         if frame is None:
             raise no_picture(file)
-        zero = _seconds(frame) or 0.0
+        clock.zero = zero = _zero(frame, stream)
         # Once for the stream: PyAV ties a frame whose side data was read into a reference cycle,
         # and at 1080p hundreds of megabytes pile up before the collector comes by.
         matrix, convert = display_matrix(frame), Converter(stream.codec_context, problem, size)
@@ -146,13 +186,8 @@ def av_shots(
             if landed is None or landed > zero + start:
                 yield from av_shots(file, start, problem, size, seek=False)
                 return
-        time = -period
         while frame is not None:
-            stamp, previous = _seconds(frame), time
-            time = previous + period if stamp is None else stamp - zero
-            if time < previous:  # the clock jumped back (joined recordings): go on from here
-                zero -= previous + period - time
-                time = previous + period
+            time = clock(frame)
             length = getattr(frame, "duration", None)  # PyAV >= 15
             duration = float(length * frame.time_base) if length and frame.time_base else period
             if frame.is_corrupt and time >= start:
@@ -160,9 +195,11 @@ def av_shots(
             width = square_width(frame, stream)
             yield Shot(time, duration, partial(_picture, frame, convert, width, matrix))
             frame = next(frames, None)
-        # A container's length may be that of somewhat longer sound.
+        # Less what comes before the first key frame. A container's length may be that of somewhat
+        # longer sound.
+        hidden = max(0.0, zero - float((stream.start_time or 0) * stream.time_base))
         own, whole = stream.duration, (container.duration or 0) / av.time_base
-        if time + duration + 0.5 < (own * stream.time_base if own else 0.9 * whole):
+        if time + duration + hidden + 0.5 < (own * stream.time_base if own else 0.9 * whole):
             problem("the picture ends earlier than the file says", f"at {time + duration:.2f} s")
 
 
@@ -170,6 +207,11 @@ def _seconds(frame: av.VideoFrame) -> float | None:
     if frame.pts is None or frame.time_base is None:
         return None
     return float(frame.pts * frame.time_base)
+
+
+def _zero(first: av.VideoFrame, stream: Any) -> float:
+    stamp = _seconds(first)
+    return float((stream.start_time or 0) * stream.time_base) if stamp is None else stamp
 
 
 def frame_count(container: av.container.InputContainer, stream: Any) -> int | None:

@@ -20,6 +20,8 @@ Size = tuple[int, int]  # (height, width)
 Problem = Callable[[str, str], None]
 """(kind of damage, where): each kind is told once, with the first place."""
 
+HELD = 600.0  # s; a picture on screen for longer is a damaged clock's doing
+JUMP = 0.5  # s; where a clock runs back by more, recordings were joined
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a small file can claim any size
 LARGE = 1 << 22  # pixels; a larger picture is made smaller as it is read, not after it
 

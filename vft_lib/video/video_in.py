@@ -23,10 +23,9 @@ import numpy as np
 from ..errors import one_line
 from . import image_in
 from .frames import PathLike, Report, VideoError, fit_frame, fit_size
-from .shots import Problem, Shot, degrees, mirrored, pyav, upright_size
+from .shots import HELD, Problem, Shot, degrees, mirrored, pyav, upright_size
 
 _EARLY = 1.001e-3  # s; a frame counts as shown this much early: Matroska and FLV round to 1 ms
-_HELD = 600.0  # s; a picture on screen for longer is a damaged clock's doing
 _HOP = 1.0  # s; what it is held for then
 _LATEST = 1e7  # s; a `start` that no clip reaches
 
@@ -175,13 +174,13 @@ def _spans(shots: Iterable[Shot], problem: Problem) -> Iterator[tuple[Shot, floa
     for shot in shots:
         if previous is not None:
             gap = shot.time - previous.time
-            if gap > _HELD:
+            if gap > HELD:
                 problem("the clock jumps ahead", f"at {previous.time:.2f} s by {gap:.0f} s")
                 lost += gap - min(previous.duration, _HOP)
             yield previous, shot.time - lost, False
         previous = shot
     if previous is not None:
-        held = previous.duration if previous.duration <= _HELD else _HOP
+        held = previous.duration if previous.duration <= HELD else _HOP
         yield previous, previous.time - lost + held, True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,7 @@ from PIL import Image
 from ..files.atomic import check_place, whole
 from .frames import PathLike, Report, VideoError, check_frame
 from .shots import pyav
+from .sound import Packets, sound_packets
 from .video_in import check_source
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 # At two macroblocks a side, x264's macroblock tree reads memory that it never wrote: the same
 # pictures would not give the same bytes every time.
 _TINY = 32
-_COPIED_AUDIO = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")  # players take these in mp4
 
 
 class VideoWriter:
@@ -31,11 +31,10 @@ class VideoWriter:
 
     A context manager. The file appears under its name on a clean exit only: after an error
     nothing new is left and an existing file stays as it was. `fps` in frames per second, `crf`
-    from 0 (best) to 51. `audio_from`: the first sound track of that file, from `audio_start`
-    seconds to the end of the video (give or take a packet, about 20 ms), copied where mp4 players
-    take it, else as AAC. A source without sound is fine; sound that cannot be used is told to
-    `on_problem` and left out. Raises `VideoError`, or VftError for a place that cannot be
-    written to.
+    from 0 (best) to 51. `audio_from`: the first sound track of that file, from its first picture
+    to the end of the video (give or take a packet, about 20 ms): AAC as it is, all else encoded
+    as AAC. A source without sound is fine; sound that cannot be used is told to `on_problem` and
+    left out. Raises `VideoError`, or VftError for a place that cannot be written to.
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class VideoWriter:
         fps: float | Fraction,
         *,
         audio_from: PathLike | None = None,
-        audio_start: float = 0.0,
         crf: int = 18,
         on_problem: Report | None = None,
     ) -> None:
@@ -62,9 +60,9 @@ class VideoWriter:
         self._codec_error: type[Exception] = self._av.error.FFmpegError
         self._crf, self._file = crf, ExitStack()
         self._audio_from = None if audio_from is None else check_source(audio_from)
-        self._audio_start, self._report = audio_start, on_problem or (lambda message: None)
+        self._report, self._told = on_problem or (lambda message: None), set[str]()
         self._out: av.container.OutputContainer | None = None
-        self._sound: Generator[tuple[float, Any], None, None] | None = None
+        self._sound: Packets | None = None
         self._packet: tuple[float, Any] | None = None  # (seconds, the next sound packet)
 
     def __enter__(self) -> VideoWriter:
@@ -118,7 +116,9 @@ class VideoWriter:
         with _as_video_error(self.path, self._codec_error):
             h, w = (side + side % 2 for side in self._size[:2])
             temp = self._file.enter_context(whole(self.path))
-            self._out = self._av.open(temp, "w", "mp4", options={"movflags": "+faststart"})
+            self._out = self._av.open(
+                temp, "w", "mp4", container_options={"movflags": "+faststart"}
+            )
             if "libx264" in self._av.codecs_available:
                 self._video: Any = self._out.add_stream("libx264", rate=self.rate)
                 self._video.options = {"crf": str(self._crf)}
@@ -137,7 +137,7 @@ class VideoWriter:
             context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         if self._audio_from is not None:
             # The streams of an mp4 are fixed before its first packet.
-            self._sound = _sound(self._audio_from, self._out, self._audio_start)
+            self._sound = sound_packets(self._audio_from, self._out, self._problem)
             self._next_sound()
 
     def _next_sound(self) -> None:
@@ -145,6 +145,11 @@ class VideoWriter:
             self._packet = next(self._sound, None) if self._sound else None
         except (self._codec_error, ValueError) as error:
             self._end_sound(error)
+
+    def _problem(self, kind: str, where: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            self._report(f"The sound of {self._audio_from}: {kind}, {where}.")
 
     def _end_sound(self, error: Exception) -> None:
         """What the source's damage takes away is told; the video goes on without it."""
@@ -174,60 +179,6 @@ def _as_video_error(file: Path, codec_error: type[Exception] = OSError) -> Itera
         raise VideoError(
             f"{file} cannot be written ({reason}); check the folder, the space, the frame size."
         ) from error
-
-
-def _sound(
-    file: Path, out: av.container.OutputContainer, start: float
-) -> Generator[tuple[float, Any], None, None]:
-    """Add a sound stream to `out`, then yield (seconds, packet) from `start` of `file` on."""
-    av = pyav(file)
-    from .av_in import open_av
-
-    with open_av(file) as source:
-        if not source.streams.audio:
-            return
-        track: Any = source.streams.audio[0]
-        clock: Any = source.streams.video[0] if source.streams.video else track
-        if track.codec_context is None or not track.codec_context.sample_rate:
-            raise ValueError("there is no decoder for it here, or too little of it")
-        zero = start + float((clock.start_time or 0) * (clock.time_base or 0))
-        if start > 1:
-            source.seek(int(zero * av.time_base))
-        codec = track.codec_context.name.removesuffix("float")
-        # AAC that brings no header (of a transport stream) is parsed as it is written, where what
-        # is damaged would end the video.
-        if codec in _COPIED_AUDIO and (codec != "aac" or track.codec_context.extradata):
-            container: Any = out
-            if hasattr(container, "add_stream_from_template"):
-                copy = container.add_stream_from_template(track)
-            else:  # PyAV < 14
-                copy = container.add_stream(template=track)
-            shift, latest = round(zero / track.time_base), -1
-            for packet in source.demux(track):
-                if packet.pts is None or packet.dts is None or packet.pts < shift:
-                    continue
-                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
-                if packet.dts > latest:  # the container refuses a clock that stands or runs back
-                    latest = packet.dts
-                    yield float(packet.pts * track.time_base), packet
-            return
-        rate = min(48000, track.codec_context.sample_rate)
-        layout = "mono" if track.codec_context.channels == 1 else "stereo"
-        aac: Any = out.add_stream("aac", rate=rate, layout=layout)
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-        at = None  # in samples
-        for frame in source.decode(track):
-            time = (frame.time or 0.0) - zero
-            if time < -1e-3:
-                continue
-            at = round(time * rate) if at is None else at
-            for piece in resampler.resample(frame):
-                piece.pts, piece.time_base = at, Fraction(1, rate)
-                at += piece.samples
-                for packet in aac.encode(piece):
-                    yield float(packet.pts * packet.time_base), packet
-        for packet in aac.encode(None):
-            yield float(packet.pts * packet.time_base), packet
 
 
 def write_video(
