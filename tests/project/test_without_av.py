@@ -17,7 +17,7 @@ sys.modules["av"] = None  # as if it were not installed
 import importlib, pkgutil
 import torch
 import vft_lib
-NEED_AV = ("vft_lib.video.av_in", "vft_lib.video.pixels")
+NEED_AV = ("vft_lib.video.av_in", "vft_lib.video.heif_in", "vft_lib.video.pixels")
 names = [m.name for m in pkgutil.walk_packages(vft_lib.__path__, "vft_lib.")]
 names = [n for n in names if n not in ("vft_lib.__main__", *NEED_AV)]
 assert "vft_lib.train.loop" in names and len(names) > 70, names

@@ -126,8 +126,8 @@ class Converter:
         return np.ascontiguousarray(rgb)
 
     def _told(self, frame: av.VideoFrame, name: str) -> int:
-        value = getattr(frame, name, None)  # PyAV >= 17
-        return int(getattr(self._context, name, 2) if value is None else value)
+        value = getattr(frame, name, 2)  # PyAV >= 17; 2: not said
+        return int(getattr(self._context, name, 2) if value == 2 else value)
 
     def _scaled(self, frame: av.VideoFrame, form: str) -> av.VideoFrame:
         name, matrix = frame.format.name, _MATRICES.get(frame.colorspace, "smpte170m")

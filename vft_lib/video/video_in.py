@@ -1,9 +1,10 @@
 """Clips in, one frame at a time: any video, animated image or still.
 
-A source is a stream of shots (`av_in.py` for videos, `image_in.py` for images), which `read_frames`
-samples by time; only a few frames are held at once, and large ones are made smaller as they are
-read. Transparency is composited over black; rotation, mirroring and non-square pixels are undone;
-interlaced frames are made whole; high dynamic range is mapped to the standard one.
+A source is a stream of shots (`av_in.py` for videos, `image_in.py` for images, `heif_in.py` for
+HEIC and AVIF), which `read_frames` samples by time; only a few frames are held at once, and large
+ones are made smaller as they are read. Transparency is composited over black; rotation,
+mirroring and non-square pixels are undone; interlaced frames are made whole; high dynamic range is
+mapped to the standard one.
 """
 
 from __future__ import annotations
@@ -70,9 +71,15 @@ def probe(path: PathLike) -> VideoInfo:
             w, h, fps, len(ends), ends[-1] or None, degrees(matrix), False, alpha, mirrored(matrix)
         )
     av = pyav(file)
-    from . import av_in
+    from . import av_in, heif_in
     from .pixels import has_alpha
 
+    still = heif_in.read_still(file)
+    if still is not None:
+        with closing(heif_in.still_shots(still, file, _nothing)) as source:
+            h, w = next(source).picture().shape[:2]
+        turn, alpha = still.matrix, still.alpha is not None
+        return VideoInfo(w, h, 1.0, 1, None, degrees(turn), False, alpha, mirrored(turn))
     with av_in.open_av(file) as container:
         stream = av_in.video_stream(container, file)
         frame = next(av_in.av_frames(container, stream), None)
@@ -142,8 +149,13 @@ def read_frames(
         else:
             pyav(file)
             from .av_in import av_shots
+            from .heif_in import read_still, still_shots
 
-            source = av_shots(file, start, problem, size)
+            still = read_still(file)
+            if still is not None:
+                source = still_shots(still, file, problem)
+            else:
+                source = av_shots(file, start, problem, size)
         target, shown = size, None
         picture: np.ndarray = np.empty(0)
         with closing(source) as shots:
