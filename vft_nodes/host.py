@@ -66,11 +66,12 @@ def model_path(name: str) -> Path:
     return Path(path)
 
 
-def download_folder() -> Path:
-    """The first model folder."""
+def download_folder(kind: str = "") -> Path:
+    """The first model folder; of an "image encoder", that of Load CLIP Vision."""
     import folder_paths
 
-    return Path(folder_paths.get_folder_paths(FOLDER)[0])
+    name = "clip_vision" if kind == "image encoder" else FOLDER
+    return Path(folder_paths.get_folder_paths(name)[0])
 
 
 def folder(kind: str) -> Path:

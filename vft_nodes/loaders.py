@@ -17,7 +17,7 @@ from ..vft_lib.config.prior import PriorConfig
 from ..vft_lib.config.tokenizer import TokenizerConfig
 from ..vft_lib.files.tensor_files import Source
 from ..vft_lib.models.catalog import catalog
-from ..vft_lib.models.loading import EMBEDDED, is_prior_file, resolve
+from ..vft_lib.models.loading import EMBEDDED, kind_of, resolve
 from . import host
 from .listed import stamp_model
 from .resources import MEMORY, Resources, compile_input, facts_of, resource_inputs
@@ -80,11 +80,11 @@ WIRES["VFT_PRIOR"] = lambda value: isinstance(value, LoadedPrior)
 
 @lru_cache(maxsize=512)
 def _read(path: str, *changes: int) -> tuple[str, dict[str, Any]]:
-    """ "prior", "tokenizer", or "" for a file that is neither; and what the page tells of such a
-    model before it is loaded: nothing of a published file. Reads its header only."""
+    """What a file holds, "" if it is no model; and what the page tells of such a model before it is
+    loaded: nothing of a published file. Reads its header only."""
     try:
         source = Source.open(path)
-        kind = "prior" if is_prior_file(source) else "tokenizer"
+        kind = kind_of(source)
     except (VftError, OSError):
         return "", {}
     try:
@@ -281,9 +281,9 @@ class DownloadModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "VFTDownloadModel", "Download VFT Model",
-            description="Fetches a published tokenizer or prior into models/videoflextok, verifies "
-            "and converts it. Nothing else in this pack ever opens a connection. Afterwards press "
-            "R, and it is in the loaders' lists.",
+            description="Fetches a published model into models/videoflextok (DINOv2: clip_vision), "
+            "verifies and converts it. Nothing else in this pack ever opens a connection. "
+            "Afterwards press R, and it is in the loaders' lists.",
             search_aliases=["videoflextok download"],
             is_output_node=True,
             inputs=[
@@ -309,7 +309,7 @@ class DownloadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model: str, **_: Any) -> str:
-        path = host.download_folder() / catalog()[model].file_name
+        path = host.download_folder(catalog()[model].kind) / catalog()[model].file_name
         return stamp_model(path) if path.exists() else "missing"
 
     @classmethod
@@ -318,7 +318,7 @@ class DownloadModel(io.ComfyNode):
         from ..vft_lib.models.hub import download
 
         work, entry = host.Work(cls.hidden), catalog()[model]
-        path = host.download_folder() / entry.file_name
+        path = host.download_folder(entry.kind) / entry.file_name
         text = f"{model}: {entry.about}\n{entry.facts}"
         if not path.exists() and not accept_licence:
             text += f"\nfrom {entry.hub_id}\nSet accept_licence to fetch it into {path.parent}"

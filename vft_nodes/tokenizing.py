@@ -13,11 +13,12 @@ from torch import Tensor
 from ..vft_lib import Tokens, VftError
 from ..vft_lib.clips.redo import Redo, Stretch, check_length
 from ..vft_lib.clips.stream import decode_frames, encode_file, encode_frames
+from ..vft_lib.image_features import check_encoder
 from ..vft_lib.prior.prior import bits_budget
 from ..vft_lib.tokenizer.parts import part_of
 from ..vft_lib.tokenizer.sampling import Sampling
 from ..vft_lib.video.frames import FITS, to_frames
-from . import host
+from . import host, vision
 from .loaders import LoadedPrior, LoadedTokenizer
 from .pictures import FrameStore, image_frames, make_video, resampled, video_file
 from .types import PriorType, TokenizerType, TokensType, advanced, checked, schema, seed_input
@@ -71,6 +72,10 @@ class Encode(io.ComfyNode):
                     tooltip="How the picture is brought to the tokenizer's square: crop the long "
                     "side, pad with bars (taken off again when decoding), or stretch.",
                 ),
+                io.ClipVision.Input(
+                    "clip_vision", optional=True,
+                    tooltip="Only for SemanTok's tokenizers: Load CLIP Vision with DINOv2-L.",
+                ),
             ],
             outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="All tokens of the clip, coarse to fine.")],
@@ -81,7 +86,7 @@ class Encode(io.ComfyNode):
     @checked
     def execute(
         cls, tokenizer: LoadedTokenizer, fps: float, fit: str, video: Any = None,
-        images: Tensor | None = None,
+        images: Tensor | None = None, clip_vision: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         if (video is None) == (images is None):
             raise VftError("connect a video or images to VFT Encode, one of them")
@@ -93,8 +98,18 @@ class Encode(io.ComfyNode):
             problems.append(text)
             work.warn(text)
 
+        network = None
+        if clip_vision is not None and not tokenizer.model.config.encoder.reads_images:
+            warn(f"{tokenizer.model.config.name} reads no image features: clip_vision is not used")
+        elif clip_vision is not None:
+            network = vision.image_encoder(clip_vision)
+            check_encoder(tokenizer.model.config.encoder, tokenizer.model.config.name, network)
+
         def attempt(_: bool) -> Tokens:
+            if network is not None:
+                vision.ready(clip_vision, network)
             model = tokenizer.ready(decoding=False)
+            model.image_encoder = network
             if images is not None:
                 return encode_frames(
                     model, image_frames(images, warn), fps=rate, fit=fit, total=len(images),
@@ -108,7 +123,10 @@ class Encode(io.ComfyNode):
             return encode_frames(model, frames, fps=rate, fit=fit, total=count, progress=work)
 
         advice = "choose bfloat16 or the CPU in Load VFT Tokenizer, or a smaller tokenizer"
-        tokens = host.with_retry(work, attempt, advice)
+        try:
+            tokens = host.with_retry(work, attempt, advice)
+        finally:
+            tokenizer.model.image_encoder = None  # what travels on is the tokenizer alone
         text = "\n".join([tokenizer.told(summary(tokens)), *dict.fromkeys(problems)])
         return io.NodeOutput(tokens, ui=shown(tokens, text))
 

@@ -40,7 +40,7 @@ from vft_lib.files.packaged import packaged
 from vft_lib.files.tensor_files import Source, digest
 from vft_lib.models import loading
 from vft_lib.models.catalog import Entry, read_catalog
-from vft_lib.models.loading import is_prior_file, load_prior, load_tokenizer
+from vft_lib.models.loading import kind_of, load_prior, load_tokenizer
 from vft_lib.tokens import Tokens
 
 from .oracle import FOLDER, Finding, printable, same
@@ -197,7 +197,7 @@ def tokens_examples() -> list[bytes]:
 
 def checkpoint(data: bytes) -> None:
     path = write(data, FOLDER / "a.safetensors")
-    with_prior = is_prior_file(Source.open(path))
+    with_prior = kind_of(Source.open(path)) == "prior"
     if "vft" not in Source.open(path).metadata:
         raise VftError("published: the other target's")
     model = (load_prior if with_prior else load_tokenizer)(path, device="cpu")
@@ -262,7 +262,7 @@ def published(data: bytes) -> None:
     loading.convert(path, out)
     source, again = Source.open(path), Source.open(out)
     config: TokenizerConfig | PriorConfig
-    if is_prior_file(again):
+    if kind_of(again) == "prior":
         config, _, weights = read_prior(again)
         same(read_published_prior(source)[0], config, "config")
     else:

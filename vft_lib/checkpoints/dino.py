@@ -91,9 +91,21 @@ def build_dino(
     config: DinoConfig, weights: Mapping[str, Tensor], name: str,
     device: torch.device | None = None, dtype: torch.dtype | None = None,
 ) -> ImageEncoder:  # fmt: skip
-    """The network on `device` (default: the CPU), its weights in float32; `dtype` as `autocast`
-    takes it. CheckpointError unless the tensors are exactly its own; VftError where transformers is
-    missing."""
+    """:func:`dino_network` on `device` (default: the CPU) as an image encoder; `dtype` as
+    `autocast` takes it."""
+    device = device or torch.device("cpu")
+    network = dino_network(config, weights, name).to(device)
+
+    def states(pictures: Tensor) -> Tensor:
+        with autocast(device, dtype):
+            return network(pixel_values=pictures).last_hidden_state
+
+    return ImageEncoder(name, config.hidden_size, device, states)
+
+
+def dino_network(config: DinoConfig, weights: Mapping[str, Tensor], name: str) -> Any:
+    """transformers' `Dinov2Model` in float32 on the CPU. CheckpointError unless the tensors are
+    exactly its own; VftError where transformers is missing."""
     try:
         from transformers import Dinov2Config, Dinov2Model
     except ImportError:
@@ -101,7 +113,6 @@ def build_dino(
             "DINOv2 features need transformers: pip install '.[dino]' (not in ComfyUI: connect "
             "Load CLIP Vision there)"
         ) from None
-    device = device or torch.device("cpu")
     with torch.device("meta"):
         network: Any = Dinov2Model(Dinov2Config(**dataclasses.asdict(config)))
     wanted = {_canonical(key): (key, list(v.shape)) for key, v in network.state_dict().items()}
@@ -110,7 +121,7 @@ def build_dino(
         own, shape = wanted.pop(_canonical(key), (None, []))
         if own is None:
             raise CheckpointError(f"{name} has an unexpected tensor {key!r}: is it a DINOv2-L?")
-        value = weights[key].to(device, torch.float32)
+        value = weights[key].float()
         if list(value.shape) != shape:
             raise CheckpointError(
                 f"{name}: {key!r} is {list(value.shape)}, its config says {shape}"
@@ -119,13 +130,7 @@ def build_dino(
     if wanted:
         raise CheckpointError(f"{name} misses tensor {min(wanted)!r}")
     network.load_state_dict(state, strict=True, assign=True)
-    network.eval().requires_grad_(False)
-
-    def states(pictures: Tensor) -> Tensor:
-        with autocast(device, dtype):
-            return network(pixel_values=pictures).last_hidden_state
-
-    return ImageEncoder(name, config.hidden_size, device, states)
+    return network.eval().requires_grad_(False)
 
 
 def _canonical(key: str) -> str:

@@ -246,13 +246,13 @@ def _parity(args: argparse.Namespace) -> int:
 def _model_facts(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """What there is to say of a tokenizer or a prior."""
     from ..files.tensor_files import Source
-    from ..models.loading import is_prior_file, load_prior, load_tokenizer, resolve
+    from ..models.loading import kind_of, load_prior, load_tokenizer, resolve
 
     source = Source.open(resolve(name))
     device, dtype = device_and_dtype(args)
     facts: dict[str, Any] = {"file": source.path}
     model: Tokenizer | Prior
-    if is_prior_file(source):
+    if kind_of(source) == "prior":
         model = prior = load_prior(name, device=device, dtype=dtype)
         p = prior.config
         facts |= {

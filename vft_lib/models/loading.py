@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,15 +129,17 @@ def _filled(
     return model.to(device).eval().requires_grad_(False)  # .to: buffers that are no weights
 
 
-def is_prior_file(source: Source) -> bool:
-    """Whether a file of ours, or a published one, holds a prior. CheckpointError if neither."""
+def kind_of(source: Source) -> str:
+    """What a file of ours, or a published one, holds: a key of `EMBEDDED`; "tokenizer" where it is
+    of ours, but nothing that we know. CheckpointError if it is neither."""
     if "vft" not in source.metadata:
-        return is_prior(read_config(source, TOKENIZER_ENTRIES | PRIOR_ENTRIES))
-    try:
-        header_of(source, "prior")
-    except CheckpointError:
-        return False
-    return True
+        published = is_prior(read_config(source, TOKENIZER_ENTRIES | PRIOR_ENTRIES))
+        return "prior" if published else "tokenizer"
+    for kind in EMBEDDED:
+        with suppress(CheckpointError):
+            header_of(source, kind)
+            return kind
+    return "tokenizer"
 
 
 def convert(
@@ -157,7 +160,7 @@ def convert(
         dino = read_dino_config(data, str(src))
         source.check_dtypes()
         return save_image_encoder(dst, dino, source, dtype, license=license)
-    if is_prior_file(source):
+    if kind_of(source) == "prior":
         prior, weights = read_published_prior(source, name)
         return save_prior(dst, prior, weights, dtype, license=license)
     config, weights = read_published(source, vae=Source.open(vae) if vae else None, name=name)
