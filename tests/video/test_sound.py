@@ -190,6 +190,14 @@ def test_edit_lists(
     assert in_step(through(path, tmp_path / "out.mp4"), [expected])
 
 
+def test_an_avi_of_reordered_frames_keeps_its_pace(tmp_path: Path) -> None:
+    """AVI keeps no times of them, the guessed ones run back: a clip of 3 s became one of 5."""
+    path = recording(tmp_path / "a.avi", "libmp3lame")
+    assert len(list(read_frames(path, fps=FPS))) == pytest.approx(75, abs=2)
+    flashes, beeps = through(path, tmp_path / "out.mp4")
+    assert len(flashes) == 1 and flashes[0] == pytest.approx(beeps[0], abs=3 * FRAME)
+
+
 @pytest.mark.parametrize(("codec", "layout"), [("aac", "stereo"), ("ac3", "5.1"), ("flac", "mono")])
 def test_pauses_of_the_sound_are_silent_and_move_nothing(
     tmp_path: Path, codec: str, layout: str
@@ -217,6 +225,30 @@ def test_sound_without_pictures_begins_with_the_video(tmp_path: Path) -> None:
     source = encode(tmp_path / "song.mp3", [], sound=("libmp3lame", 44100, 1.0))
     write_video(tmp_path / "out.mp4", [flat(3)] * 10, 10, audio_from=source)
     assert moments(tmp_path / "out.mp4")[1][0] < 0.05
+
+
+def test_a_track_without_a_decoder_leaves_the_next_one(tmp_path: Path) -> None:
+    two = tmp_path / "two.mkv"
+    with (
+        av.open(str(recording(tmp_path / "a.mkv", "ac3"))) as ac3,
+        av.open(str(recording(tmp_path / "b.mkv", "flac", bf="0"))) as flac,
+        av.open(str(two), "w") as out,
+    ):
+        packets: list[Any] = []
+        for stream in (ac3.streams.audio[0], flac.streams.audio[0], flac.streams.video[0]):
+            copy: Any = getattr(out, "add_stream_from_template", None)
+            copy = copy(stream) if copy else out.add_stream(template=stream)
+            for packet in stream.container.demux(stream):
+                if packet.pts is not None:
+                    packet.stream = copy
+                    packets.append(packet)
+            stream.container.seek(0)
+        for packet in sorted(packets, key=lambda p: p.pts * p.time_base):
+            out.mux(packet)
+    two.write_bytes(two.read_bytes().replace(b"A_AC3", b"A_ZZ3"))
+    with av.open(str(two)) as container:
+        assert [track.codec_context is None for track in container.streams.audio] == [True, False]
+    assert in_step(through(two, tmp_path / "out.mp4"), [MOMENT])
 
 
 @pytest.mark.parametrize("rate", [8000, 22050, 37800, 96000])

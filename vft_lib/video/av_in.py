@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -120,9 +121,10 @@ class Clock:
     def __init__(self, zero: float, period: float) -> None:
         self.zero, self.period, self.time = zero, period, -period
         self._left: float | None = None  # the clock before it ran back
+        self._latest, self._faults = [-math.inf] * 2, [0, 0]  # of pts and dts
 
     def __call__(self, frame: av.VideoFrame) -> float:
-        stamp, expected = _seconds(frame), self.time + self.period
+        stamp, expected = self._stamp(frame), self.time + self.period
         time = expected if stamp is None else stamp - self.zero
         if stamp is not None and time > expected + JUMP and self._left is not None:
             if 0 < stamp - self._left < JUMP:  # decoders mix the frames on either side of a joint
@@ -133,6 +135,17 @@ class Clock:
             time = expected
         self.time = time
         return time
+
+    def _stamp(self, frame: av.VideoFrame) -> float | None:
+        """In seconds. AVI keeps no times of reordered frames: those that FFmpeg guesses run back
+        again and again. Then the packets' are taken, as its own programs do."""
+        times = frame.pts, frame.dts
+        for i, time in enumerate(times):
+            if time is not None:
+                self._faults[i] += time <= self._latest[i]
+                self._latest[i] = time
+        packets = self._faults[0] > self._faults[1] and self._latest[1] > -math.inf
+        return _seconds(frame, times[packets])
 
 
 def picture_zeros(file: Path) -> Generator[float, None, None]:
@@ -182,7 +195,7 @@ def av_shots(
                 frame = next(frames, None)
             except FFmpegError:
                 frame = None
-            landed = None if frame is None else _seconds(frame)
+            landed = None if frame is None else _seconds(frame, frame.pts)
             if landed is None or landed > zero + start:
                 yield from av_shots(file, start, problem, size, seek=False)
                 return
@@ -203,14 +216,14 @@ def av_shots(
             problem("the picture ends earlier than the file says", f"at {time + duration:.2f} s")
 
 
-def _seconds(frame: av.VideoFrame) -> float | None:
-    if frame.pts is None or frame.time_base is None:
+def _seconds(frame: av.VideoFrame, time: int | None) -> float | None:
+    if time is None or frame.time_base is None:
         return None
-    return float(frame.pts * frame.time_base)
+    return float(time * frame.time_base)
 
 
 def _zero(first: av.VideoFrame, stream: Any) -> float:
-    stamp = _seconds(first)
+    stamp = _seconds(first, first.pts)
     return float((stream.start_time or 0) * stream.time_base) if stamp is None else stamp
 
 

@@ -33,18 +33,23 @@ _STEADY = 8  # frames; sound is cut short only when so many in a row come too ea
 
 
 def sound_packets(file: Path, out: av.container.OutputContainer, problem: Problem) -> Packets:
-    """Add the first sound track of `file` to `out`, an mp4 that has no packet yet, then yield its
-    packets; neither where `file` has no sound. Damage that is skipped is told to `problem`. Raises
-    ValueError or FFmpeg's error where no more sound can be had."""
+    """Add the first sound track of `file` that can be decoded to `out`, an mp4 that has no packet
+    yet, then yield its packets; neither where `file` has no sound. Damage that is skipped is told
+    to `problem`. Raises ValueError or FFmpeg's error where no more sound can be had."""
     pyav(file)
     from .av_in import open_av, picture_zeros
 
     with open_av(file) as source, closing(picture_zeros(file)) as zeros:
         if not source.streams.audio:
             return
-        track: Any = source.streams.audio[0]
-        if track.codec_context is None or not track.codec_context.sample_rate:
+        tracks: list[Any] = [
+            track
+            for track in source.streams.audio
+            if track.codec_context is not None and track.codec_context.sample_rate
+        ]
+        if not tracks:
             raise ValueError("there is no decoder for it here, or too little of it")
+        track = tracks[0]  # phones put sound that few can decode beside ordinary AAC
         clock = _Clock(zeros)
         if _as_it_is(track, clock.zero):
             yield from _copied(source, track, out, clock)
