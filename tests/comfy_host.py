@@ -181,10 +181,18 @@ def clip_loader(clip_name: str, type: str, device: str) -> tuple:
     return (Clip(),)
 
 
+def clip_vision_loader(clip_name: str) -> tuple:
+    from comfy_vision import ClipVision
+
+    assert clip_name == "dinov2-large.safetensors"
+    return (ClipVision(),)
+
+
 CORE: dict[str, Callable[..., tuple]] = {
     "SaveVideo": save_video, "PreviewImage": preview_image, "PreviewAny": preview_any,
     "ImageFromBatch": image_from_batch, "EmptyImage": empty_image,
     "ImageCompositeMasked": composite, "CLIPLoader": clip_loader,
+    "CLIPVisionLoader": clip_vision_loader,
 }  # fmt: skip
 CORE_OUTPUTS = {"SaveVideo", "PreviewImage", "PreviewAny"}
 """Nodes whose results are wanted for themselves."""

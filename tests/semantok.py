@@ -21,17 +21,22 @@ CASE = GOLDEN / "semantok-features"
 WIDTH = 32  # of the features of its network
 
 
-def semantok_config(width: int = WIDTH, chunk: int = 5, name: str = "tiny") -> TokenizerConfig:
+def semantok_config(
+    width: int = WIDTH, chunk: int = 5, name: str = "tiny", registers: int = 8
+) -> TokenizerConfig:
     """At 128 px, with features `width` wide in both ways, chunks of so many frames."""
     table = PosembConfig((5, 8, 8))
     encoder = dataclasses.replace(
         TINY.encoder, patch_posemb=table, feature_channels=width, global_feature=width,
         feature_aggregate="first",
     )  # fmt: skip
-    decoder = dataclasses.replace(TINY.decoder, patch_posemb=table)
-    return dataclasses.replace(
-        TINY, name=name, size=128, chunk_frames=chunk, encoder=encoder, decoder=decoder
+    decoder = dataclasses.replace(
+        TINY.decoder, patch_posemb=table, register_posemb=PosembConfig((5, registers))
     )
+    return dataclasses.replace(
+        TINY, name=name, size=128, chunk_frames=chunk, registers=registers, encoder=encoder,
+        decoder=decoder,
+    )  # fmt: skip
 
 
 def save_semantok(path: Path, config: TokenizerConfig) -> Path:

@@ -1,5 +1,6 @@
 """`python tests/workflow_pictures.py` draws the pictures of workflows 01 to 07 anew, from what the
-default models make. (08 and 09 run published models, which have to be downloaded.)"""
+default models make, and that of 11, whose published models have to be downloaded: the clip that
+goes in. (08 and 09 were drawn the same way.)"""
 
 from __future__ import annotations
 
@@ -54,7 +55,18 @@ def parts(video: Tensor, count: int) -> list[tuple[str, Tensor]]:
     return [("", part) for part in video.tensor_split(count, dim=1)]
 
 
+def published() -> None:
+    """Workflow 11, of which only the clip is here."""
+    video = to_tensor(list(world.make_clip(42, frames=33, size=128).video))
+    picture(
+        "11_semantok_encode", "Encoding from image features",
+        "k600-semantok reads what DINOv2 sees: downloads of about 1.7 and 1.2 GB",
+        parts(video, 2), 108,
+    )  # fmt: skip
+
+
 def main() -> None:
+    published()
     tokenizer, prior = load_tokenizer("default"), load_prior("default")
 
     def shown(tokens: Tokens, first: Tensor | None = None) -> Tensor:

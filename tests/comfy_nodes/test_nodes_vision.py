@@ -7,45 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from comfy_vision import ClipVision, CLIPVisionModelProjection
 from comfy_world import Made
 from semantok import dino_config, dino_weights, save_semantok, semantok_config
-from torch import Tensor, nn
 
-from vft_lib.checkpoints.dino import build_dino, dino_network
+from vft_lib.checkpoints.dino import build_dino
 from vft_lib.models.loading import load_tokenizer
-
-
-class Dinov2Model(nn.Module):
-    """In the shape of ComfyUI's class of this name, its parts those of transformers. (`make
-    test-comfyui` has the real one.)"""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        first = network.embeddings
-        self.embeddings = nn.Module()
-        self.embeddings.patch_embeddings = first.patch_embeddings
-        self.embeddings.cls_token = first.cls_token
-        self.embeddings.position_embeddings = first.position_embeddings
-        self.blocks, self.layernorm = network.encoder, network.layernorm
-
-    def encoder(self, x: Tensor) -> tuple[Tensor, None]:
-        return self.blocks(x).last_hidden_state, None
-
-
-class CLIPVisionModelProjection(Dinov2Model):
-    """A CLIP, by its name."""
-
-
-class ClipVision:
-    def __init__(self, kind: type[Dinov2Model] = Dinov2Model) -> None:
-        import comfy.model_patcher as mp
-
-        self.model = kind(dino_network(dino_config(), dino_weights(), "tiny"))
-        cpu = torch.device("cpu")
-        self.patcher = mp.ModelPatcher(self.model, cpu, cpu)
-
-    def encode_image(self, image: Tensor, crop: bool = True) -> Any:
-        raise AssertionError("its preprocessing is another one")
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ CORE = {
         ["destination: IMAGE", "source: IMAGE", "mask: MASK?", "x: INT", "y: INT",
          "resize_source: BOOLEAN"], ["IMAGE"],
     ),
+    "CLIPVisionLoader": (["clip_name: COMBO"], ["CLIP_VISION"]),
     "CLIPLoader": (["clip_name: COMBO", "type: COMBO", "device: COMBO?"], ["CLIP"]),
 }  # fmt: skip
 """Core nodes as ComfyUI 0.3.64 and 0.8.0 have them: inputs, types of the outputs."""
@@ -168,14 +169,14 @@ def test_models_are_linked_for_the_missing_models_dialog() -> None:
                 assert model["name"] in node["widgets_values"]
                 assert model["url"].startswith("https://")
                 assert model["url"].endswith(".safetensors")
-                if model["directory"] == "videoflextok":
+                if model["directory"] in ("videoflextok", "clip_vision"):
                     entry = catalog()[model["name"].removesuffix(".safetensors")]
                     published = f"{entry.repo}/resolve/{entry.revision}/{entry.files[-1]}"
                     assert model["url"].endswith(f"/{published}")
                     linked.append(entry.name)
             values = [v for v in node["widgets_values"] if str(v).endswith(".safetensors")]
             assert values == [m["name"] for m in node["properties"].get("models", [])]
-    assert len(linked) == 3
+    assert len(linked) == 5
 
 
 # ---------------------------------------------------------------------- run
@@ -199,6 +200,11 @@ def execute(host: Any) -> Any:
     )  # fmt: skip
     state = made(config).state_dict()
     save_prior(host.models / "uco3d-videoflextok-d16.safetensors", config, state, None)
+    pytest.importorskip("transformers", reason="transformers is missing: pip install .[dino]")
+    from semantok import save_semantok, semantok_config
+
+    config = semantok_config(chunk=17, name="k600-semantok", registers=40)
+    save_semantok(host.models / "k600-semantok.safetensors", config)
     return Executor(host)
 
 
@@ -221,6 +227,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "07_share_tokens": {"frames": [33], "budgets": [8, 16]},
     "08_published_tokenizer": {"frames": [33, 33], "budgets": [32]},
     "09_published_text_to_video": {"frames": [17], "budgets": [32]},
+    "11_semantok_encode": {"frames": [33, 33], "budgets": [32]},
 }
 """Frames of the videos saved, and budgets of the tokens made from others' or from words."""
 MAKERS = {"VFTTruncate", "VFTTextToTokens", "VFTRefine", "VFTLoadTokens"}

@@ -30,6 +30,7 @@ SHAPES = {
     "03_long_clip": (161, 64, 64), "04_budget_sweep": (33, 562, 780), "05_coarse": (17, 64, 64),
     "05_refined": (17, 64, 64), "06_plain": (17, 64, 64), "06_edited": (17, 64, 64),
     "07_share": (33, 64, 64), "08_original": (33, 256, 256),
+    "11_original": (33, 128, 128),
 }  # fmt: skip
 """Frames, height and width of the videos that workflows write, by their file names."""
 
