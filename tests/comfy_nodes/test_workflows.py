@@ -203,8 +203,8 @@ def execute(host: Any) -> Any:
     pytest.importorskip("transformers", reason="transformers is missing: pip install .[dino]")
     from semantok import save_semantok, semantok_config
 
-    config = semantok_config(chunk=17, name="k600-semantok", registers=40)
-    save_semantok(host.models / "k600-semantok.safetensors", config)
+    semantok = semantok_config(chunk=17, name="k600-semantok", registers=40)
+    save_semantok(host.models / "k600-semantok.safetensors", semantok)
     return Executor(host)
 
 
