@@ -87,6 +87,37 @@ def test_surprise_and_the_budget_it_picks(
         assert k == 1 or facts["kept"][k - 2] < share
 
 
+def test_truncating_to_a_size_evenly_and_adaptively(
+    vft: Vft, tmp_path: Path, tokens: Path, prior_file: Path
+) -> None:
+    out = tmp_path / "small.vft"  # of 9 x 4 tokens
+    assert vft.json("truncate", tokens, "--tokens", 26, "-o", out)["grid"] == [9, 2]
+    assert vft.json("truncate", tokens, "--bytes", 55, "-o", out)["id_bytes"] == 54
+    adaptive = ("truncate", tokens, "--adaptive", "--prior", prior_file, "-o", out)
+    for size, count in ((("--tokens", 26), 26), (("--bytes", 55), 27), (("-k", 2), 18)):
+        facts = vft.json(*adaptive, *size)
+        assert facts["ids"] == sum(facts.get("budgets", [2] * 9)) == count
+        assert facts["id_bytes"] == 2 * count
+        assert facts == vft.json("info", out)
+        assert list(Tokens.load(out).rows) == facts.get("budgets", [2] * 9)
+    assert vft.json(*adaptive, "--keep-bits", 0.5)["ids"] < vft.json(*adaptive)["ids"] < 36
+    assert "budgets" not in vft.json(*adaptive, "--keep-bits", 1)
+    assert "9 x 2 to 3 = 20 tokens, 40 bytes" in vft(*adaptive, "--tokens", 20)
+    lines = vft("info", out).splitlines()
+    rows = " ".join(map(str, Tokens.load(out).rows))
+    assert f"{'budgets':18}{rows}" in lines
+    facts = vft.json("decode", out, "-o", tmp_path / "o.mp4", "--steps", 1, "--budget", 3)
+    assert (facts["frames"], facts["budget"]) == (30, 3)
+    again = ("truncate", out, "--adaptive", "--tokens", 15, "--prior", prior_file, "-o", out)
+    assert "2 to 3 per latent frame already" in vft.error(*again)
+    for sizes in ("-k 2 --bytes 9", "-k 2 --keep-bits 0.5", "--auto -k 2"):
+        assert "give one of" in vft.error("truncate", tokens, *sizes.split(), "-o", out)
+    assert "choose one" in vft.error(*adaptive, "--auto")
+    assert "choose 1 to 4" in vft.error(*adaptive, "-k", 5)
+    assert "more than 0" in vft.error(*adaptive, "--keep-bits", 0)
+    assert "9 ids, 18 bytes" in vft.error(*adaptive, "--bytes", 17)
+
+
 def test_what_does_not_fit_is_one_line(
     vft: Vft, tmp_path: Path, tokens: Path, prior_file: Path, capsys: Any
 ) -> None:

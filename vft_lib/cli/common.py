@@ -130,9 +130,10 @@ def save_tokens(args: argparse.Namespace, tokens: Tokens, out: Path) -> None:
     """Write a token file and say what is in it."""
     tokens.save(out)
     facts = token_facts(out, tokens.facts, tokens.ids.shape[1:])
-    t, k = facts["grid"]
+    least, most = min(tokens.rows), tokens.budget
+    each = f"{most}" if least == most else f"{least} to {most}"
     text = (
-        f"{out}: {t} x {k} = {tokens.count} tokens, {tokens.id_bytes} bytes "
+        f"{out}: {len(tokens.rows)} x {each} = {tokens.count} tokens, {tokens.id_bytes} bytes "
         f"({facts['file_bytes']} with header), {tokens.frames} frames at {tokens.fps:g} fps, "
         f"{facts['bits_per_second']:.0f} bit/s"
     )
@@ -140,13 +141,15 @@ def save_tokens(args: argparse.Namespace, tokens: Tokens, out: Path) -> None:
 
 
 def token_facts(file: Path, facts: dict[str, Any], grid: Sequence[int]) -> dict[str, Any]:
-    """What there is to say of a token file: `facts` as in `Tokens.facts`, grid (t, k)."""
+    """What there is to say of a token file: `facts` as in `Tokens.facts`, grid (t, k). `budgets`
+    only where latent frames differ."""
     t, k = grid
-    seconds = facts["frames"] / facts["fps"]
+    facts = {name: value for name, value in facts.items() if name != "budgets" or value}
+    count, seconds = sum(facts.get("budgets", (k,) * t)), facts["frames"] / facts["fps"]
     return {"file": file, "kind": "tokens"} | facts | {
-        "grid": [t, k], "budget": k, "ids": t * k, "id_bytes": 2 * t * k,
+        "grid": [t, k], "budget": k, "ids": count, "id_bytes": 2 * count,
         "file_bytes": file.stat().st_size, "seconds": round(seconds, 3),
-        "bits_per_second": round(16 * t * k / seconds, 1),
+        "bits_per_second": round(16 * count / seconds, 1),
     }  # fmt: skip
 
 

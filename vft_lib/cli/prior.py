@@ -1,9 +1,8 @@
-"""The commands of the prior: `vft generate | refine | surprise`, and `vft truncate --auto`."""
+"""The commands of the prior: `vft generate | refine | surprise`."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..prior.prior import Prior
-    from ..tokens import Tokens
 
 WIDEST = 9  # latent frames: two chunks
 
@@ -73,7 +71,7 @@ def _generate(args: argparse.Namespace) -> None:
     for path in (args.out, args.tokens_out):
         if path is not None:
             check_place(path)
-    prior = _load(args)
+    prior = load_prior_for(args)
     if args.list_classes:
         names = list(prior.config.classes)
         if not names:
@@ -108,7 +106,7 @@ def _refine(args: argparse.Namespace) -> None:
 
     check_place(args.out)
     tokens = Tokens.load(args.tokens)
-    prior = _load(args)
+    prior = load_prior_for(args)
     refined = prior.refine(
         tokens, args.budget, **_words(args, args.caption), seed=args.seed, guidance=args.guidance,
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
@@ -123,7 +121,7 @@ def _surprise(args: argparse.Namespace) -> None:
     if args.plot is not None:
         check_place(args.plot)
     tokens = Tokens.load(args.tokens)
-    prior = _load(args)
+    prior = load_prior_for(args)
     words = _words(args, args.caption)
     bits = prior.surprise(tokens, **words)[0]
     total, each = float(bits.sum()), bits.sum(0)
@@ -146,19 +144,8 @@ def _surprise(args: argparse.Namespace) -> None:
     answer(args, "\n".join(lines), facts)
 
 
-def auto_budget(args: argparse.Namespace, tokens: Tokens) -> int:
-    """The budget that `vft truncate --auto` picks; says so on stderr."""
-    from ..prior.prior import bits_budget
-
-    if not 0 < args.keep_bits <= 1:
-        raise VftError(f"--keep-bits {args.keep_bits:g}: choose more than 0, at most 1")
-    budget = bits_budget(_load(args).surprise(tokens)[0], args.keep_bits)
-    print(f"vft: {budget} of {tokens.budget} registers keep {args.keep_bits:.0%} of the bits",
-          file=sys.stderr)  # fmt: skip
-    return budget
-
-
-def _load(args: argparse.Namespace) -> Prior:
+def load_prior_for(args: argparse.Namespace) -> Prior:
+    """The prior of --prior, where --device and --dtype say."""
     from ..models.loading import load_prior
 
     device, dtype = device_and_dtype(args)

@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     from .download import add_download_parser
     from .prior import add_prior_commands
     from .train import add_train_parser
+    from .truncate import add_truncate_parser
 
     parser = argparse.ArgumentParser(
         "vft", description="Video as coarse-to-fine tokens: fewer tokens, a coarser clip."
@@ -102,14 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     encode.add_argument("clip", type=Path, metavar="CLIP")
     encode.add_argument("-o", "--out", type=Path, required=True, metavar="T.vft")
     encode.add_argument("--budget", type=int, metavar="K", help="tokens per latent frame")
-    truncate = command("truncate", _truncate, "token file -> the same clip with fewer tokens")
-    truncate.add_argument("tokens", type=Path, metavar="T.vft")
-    truncate.add_argument("-k", "--budget", type=int, metavar="K")
-    truncate.add_argument("--auto", action="store_true", help="the smallest K that says enough")
-    truncate.add_argument("--keep-bits", type=number, default=0.9, metavar="SHARE",
-                          help="how much --auto keeps of the clip's information (0.9)")  # fmt: skip
-    truncate.add_argument("--prior", default="default", metavar="NAME|PATH", help="of --auto")
-    truncate.add_argument("-o", "--out", type=Path, required=True, metavar="U.vft")
+    add_truncate_parser(command)
     add_decode_command(command)
     info = command("info", _info, "facts about a token file, a tokenizer or a clip")
     info.add_argument("file", nargs="?", type=Path, metavar="FILE", help="default: --tokenizer")
@@ -183,18 +177,6 @@ def _encode(args: argparse.Namespace) -> None:
     save_tokens(args, tokens, args.out)
 
 
-def _truncate(args: argparse.Namespace) -> None:
-    from ..tokens import Tokens
-    from .prior import auto_budget
-
-    if (args.budget is None) == (not args.auto):
-        raise VftError("give a budget with -k K, or --auto to have one chosen")
-    check_place(args.out)
-    tokens = Tokens.load(args.tokens)
-    budget = auto_budget(args, tokens) if args.auto else args.budget
-    save_tokens(args, tokens.truncate(budget), args.out)
-
-
 def _info(args: argparse.Namespace) -> None:
     file, kind = args.file, "" if args.file is None else args.file.suffix.lower()
     if file is None or str(file) == "default" or kind == ".safetensors" or file.is_dir():
@@ -203,12 +185,17 @@ def _info(args: argparse.Namespace) -> None:
         from ..token_file import read_token_file  # does without torch
 
         facts, ids = read_token_file(file)
-        facts = token_facts(file, facts, ids.shape)
+        budgets = facts["budgets"]
+        grid = ids.shape if budgets is None else (len(budgets), max(budgets))
+        facts = token_facts(file, facts, grid)
     else:
         from ..video.video_in import probe
 
         facts = {"file": file, "kind": "clip"} | dataclasses.asdict(probe(file))
-    lines = [f"{k.replace('_', ' '):18}{one_line(_plain(v), MAX_LINE)}" for k, v in facts.items()]
+    shown = facts
+    if "budgets" in facts:
+        shown = facts | {"budgets": " ".join(map(str, facts["budgets"]))}
+    lines = [f"{k.replace('_', ' '):18}{one_line(_plain(v), MAX_LINE)}" for k, v in shown.items()]
     answer(args, "\n".join(lines), facts)
 
 
