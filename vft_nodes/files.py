@@ -16,7 +16,7 @@ from ..vft_lib.files.packaged import packaged
 from . import host
 from .listed import TokenFiles, spellings, stamp_tokens
 from .loaders import LoadedTokenizer
-from .tokenizing import shown, summary
+from .tokenizing import per_frame, shown, summary
 from .types import TokenizerType, TokensType, checked, schema
 
 SUFFIX = ".vft"
@@ -189,7 +189,7 @@ def node_facts(tokens: Tokens) -> dict[str, Any]:
     """What Tokens Info shows, by name."""
     return {
         "tokenizer": f"{tokens.tokenizer} ({tokens.fingerprint})",
-        "grid": f"{tokens.ids.shape[1]} latent frames × {tokens.budget} tokens",
+        "grid": f"{tokens.ids.shape[1]} latent frames × {per_frame(tokens)} tokens",
         "tokens": f"{tokens.count:,}", "bytes": f"{tokens.id_bytes:,}",
         "clip": f"{tokens.frames} frames at {tokens.fps:g} fps, {tokens.seconds:.2f} s",
         "bits per second": f"{8 * tokens.id_bytes / tokens.seconds:,.0f}",

@@ -148,7 +148,7 @@ class TokensInfo(io.ComfyNode):
             ],
             outputs=[
                 io.String.Output(display_name="text", tooltip="All facts."),
-                io.Int.Output(display_name="budget", tooltip="Tokens per latent frame."),
+                io.Int.Output(display_name="budget", tooltip="Tokens per latent frame, at most."),
                 io.Int.Output(display_name="tokens", tooltip="Tokens of the clip."),
                 io.Int.Output(display_name="bytes", tooltip="Bytes of the ids."),
                 io.Int.Output(display_name="frames", tooltip="Frames of the clip."),

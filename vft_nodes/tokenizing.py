@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
+from ..vft_lib.clips.adaptive import truncate_adaptive
 from ..vft_lib.clips.redo import Redo, Stretch, check_length
 from ..vft_lib.clips.stream import decode_frames, encode_file, encode_frames
 from ..vft_lib.image_features import check_encoder
@@ -23,13 +24,21 @@ from .loaders import LoadedPrior, LoadedTokenizer
 from .pictures import FrameStore, image_frames, make_video, resampled, video_file
 from .types import PriorType, TokenizerType, TokensType, advanced, checked, schema, seed_input
 
+BARS = 96  # of a chart at most
+
+
+def per_frame(tokens: Tokens) -> str:
+    """The budget in words: "8", or "1 to 16"."""
+    least = min(tokens.rows)
+    return f"{tokens.budget}" if tokens.budgets is None else f"{least} to {tokens.budget}"
+
 
 def summary(tokens: Tokens) -> str:
     """One line on a grid of tokens, as the budget widget words it."""
     size = tokens.id_bytes
     human = f"{size} B" if size < 1000 else f"{size / 1000:.1f} kB"
     return (
-        f"{tokens.budget} per latent frame · {tokens.count:,} tokens · {human} · "
+        f"{per_frame(tokens)} per latent frame · {tokens.count:,} tokens · {human} · "
         f"{tokens.frames} frames, {tokens.seconds:.1f} s"
     )
 
@@ -37,10 +46,15 @@ def summary(tokens: Tokens) -> str:
 def shown(tokens: Tokens, text: str | None = None) -> dict[str, Any]:
     """A node's `ui`: words that stay on it (by default the summary), and the numbers that the
     budget widgets of this node and of those behind it reckon with."""
-    grid = {
+    grid: dict[str, Any] = {
         "latent_frames": tokens.ids.shape[1], "budget": tokens.budget, "frames": tokens.frames,
         "fps": tokens.fps, "size": list(tokens.size),
     }  # fmt: skip
+    if tokens.budgets is not None:
+        parts = np.array_split(np.array(tokens.rows), min(BARS, len(tokens.rows)))
+        grid["bars"] = [round(float(part.mean()), 2) for part in parts]
+        # How many latent frames hold a first id, a second, and so on.
+        grid["holding"] = tokens.there.sum(0).tolist()
     return {"text": (text or summary(tokens),), "vft_grid": [grid]}
 
 
@@ -141,7 +155,9 @@ class TruncatePrefix(io.ComfyNode):
             "VFTTruncate", "VFT Truncate Prefix",
             description="Keeps the first tokens of every latent frame: the coarse part of the "
             "clip. Instant; nothing is encoded again.",
-            search_aliases=["token budget", "fewer tokens", "videoflextok truncate"],
+            search_aliases=[
+                "token budget", "fewer tokens", "adaptive budget", "videoflextok truncate",
+            ],
             inputs=[
                 TokensType.Input("tokens", tooltip="From VFT Encode, or any node with tokens."),
                 io.Combo.Input(
@@ -157,12 +173,18 @@ class TruncatePrefix(io.ComfyNode):
                     "keep_bits", default=0.9, min=0.01, max=1.0, step=0.01,
                     tooltip="With 'information': the share of the clip's bits to keep.",
                 )),
-                PriorType.Input("prior", optional=True, tooltip="Only for 'information'."),
+                PriorType.Input("prior", optional=True,
+                                tooltip="For 'information' and 'adaptive'."),
+                io.Boolean.Input(
+                    "adaptive", default=False, optional=True,
+                    tooltip="More tokens where more happens, by the prior's surprise, at the same "
+                    "size of the whole clip. 'tokens per frame' is then the mean.",
+                ),
             ],
             outputs=[
                 TokensType.Output(display_name="tokens", tooltip="The tokens kept."),
                 io.Int.Output(display_name="budget",
-                              tooltip="How many per latent frame."),
+                              tooltip="How many per latent frame, at most."),
             ],
         )  # fmt: skip
 
@@ -170,8 +192,20 @@ class TruncatePrefix(io.ComfyNode):
     @checked
     def execute(
         cls, tokens: Tokens, by: str, budget: int, keep_bits: float,
-        prior: LoadedPrior | None = None,
+        prior: LoadedPrior | None = None, adaptive: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
+        if adaptive:
+            if prior is None:
+                raise VftError("'adaptive' needs a prior: connect Load VFT Prior")
+            size: dict[str, Any] = {
+                "information": {"keep_bits": keep_bits}, "bytes": {"id_bytes": budget},
+                "tokens in all": {"count": budget},
+            }.get(by, {})  # fmt: skip
+            if not size:
+                tokens.truncate(budget)  # a mean beyond what there is, is refused in its words
+                size = {"count": budget * len(tokens.rows)}
+            kept = truncate_adaptive(prior.ready(), tokens, **size)
+            return io.NodeOutput(kept, kept.budget, ui=shown(kept))
         if by == "information":
             if prior is None:
                 raise VftError("'information' needs a prior: connect Load VFT Prior")

@@ -149,6 +149,79 @@ def test_the_budget_is_what_the_node_then_keeps(app: Any, host: Any) -> None:
             assert said.startswith(f"{kept.result[1]} per frame · ")
 
 
+UNEVEN = {
+    "latent_frames": 9, "budget": 6, "frames": 33, "fps": 8, "size": [64, 64],
+    "bars": [6, 6, 5, 5, 4, 1, 1, 1, 1], "holding": [9, 5, 5, 5, 4, 2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("by", "budget", "expected"),
+    [
+        ("tokens per frame", 2, "at most 2 per frame · 14 tokens · 28 B · 10.3× below a 3D grid"),
+        ("tokens per frame", 7, "too many: these tokens hold 6 per frame"),
+        ("tokens in all", 25, "at most 4 per frame · 24 tokens · 48 B · 6× below a 3D grid"),
+        ("bytes", 999, "at most 6 per frame · 30 tokens · 60 B · 4.8× below a 3D grid"),
+    ],
+)  # fmt: skip
+def test_budgets_of_uneven_tokens(app: Any, by: str, budget: int, expected: str) -> None:
+    said = module(app, "budget", "m.describe(...a, true)", [by, budget, 0.9, UNEVEN])
+    assert said["text"] == expected
+    assert bool(said.get("warning")) == expected.startswith("too many")
+    again = "m.describe(...a, true, undefined, undefined, true)"
+    assert "cut already" in module(app, "budget", again, [by, budget, 0.9, UNEVEN])["text"]
+
+
+@pytest.mark.parametrize(
+    ("by", "budget", "expected"),
+    [
+        ("tokens per frame", 4, "4 per frame on average · 36 tokens · 72 B · 4× below a 3D grid"),
+        ("tokens in all", 40, "4.4 per frame on average · 40 tokens · 80 B · 3.6× below a 3D grid"),
+        ("bytes", 101, "5.6 per frame on average · 50 tokens · 100 B · 2.9× below a 3D grid"),
+        ("tokens in all", 8, "too few: this clip needs at least 9 tokens"),
+        ("tokens per frame", 17, "too many: these tokens hold 16 per frame"),
+        ("information", 1, "as few as keep 90 % of the bits"),
+    ],
+)
+def test_an_adaptive_budget_says_what_the_clip_costs(
+    app: Any, by: str, budget: int, expected: str
+) -> None:
+    grid = {"latent_frames": 9, "budget": 16, "frames": 33, "fps": 8, "size": [64, 64]}
+    call = "m.describe(...a, true, undefined, undefined, true).text"
+    assert module(app, "budget", call, [by, budget, 0.9, grid]) == expected
+
+
+def test_the_budget_over_time_is_drawn(app: Any) -> None:
+    """On the node that chose it, on those behind it, and after a change of tabs."""
+    graph = chain()
+    graph["nodes"][1]["widgets_values"] = ["tokens in all", 41, 0.9, True]
+    prior = {"name": "prior", "type": "VFT_PRIOR", "link": 3}
+    graph["nodes"][1]["inputs"].append(prior)
+    loader = {"name": "prior", "type": "VFT_PRIOR", "links": [3]}
+    graph["nodes"].append(
+        node(4, "VFTLoadPrior", 50, ["default", "auto", "auto"], outputs=[loader])
+    )
+    graph["links"].append([3, 4, 0, 2, 1, "VFT_PRIOR"])
+    graph |= {"last_node_id": 4, "last_link_id": 3}
+    app.open(graph, "adaptive")
+    bars = app.page.locator(".vft-chart i")
+    assert bars.count() == 0
+    run(app)
+    assert app.prompt()["2"]["inputs"]["adaptive"] is True
+    assert line(app) == "4.6 per frame on average · 41 tokens · 82 B · 3.5× below a 3D grid"
+    assert bars.count() == 18
+    heights = bars.evaluate_all("(all) => all.map((i) => i.offsetHeight)")
+    assert heights[:9] == heights[9:] and len(set(heights)) > 1
+    assert max(heights) == 28
+    text = app.page.locator(".vft-result").all_inner_texts()
+    assert any(" to " in t and "41 tokens" in t for t in text)
+    app.screenshot("adaptive")
+    app.open(chain(), "other")
+    assert bars.count() == 0
+    app.js("() => app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    app.page.wait_for_function("() => document.querySelectorAll('.vft-chart i').length === 18")
+
+
 def test_buttons_step_in_powers_of_two_and_the_field_stays_free(app: Any) -> None:
     app.open(chain())
     buttons = app.page.locator(".vft-chips button")
@@ -208,10 +281,11 @@ def test_results_are_shown_and_not_saved(app: Any) -> None:
     assert any("grid: 9 latent frames × 4 tokens" in r for r in results)
     after = app.js("() => app.graph.serialize().nodes.map((n) => [n.id, n.widgets_values ?? []])")
     assert sorted(after) == sorted(before)
-    assert dict(before)[2] == ["tokens per frame", 4, 0.9]
+    assert dict(before)[2] == ["tokens per frame", 4, 0.9, False], "an older file has no `adaptive`"
     assert app.prompt() == sent
     assert sent["2"]["inputs"] == {
-        "by": "tokens per frame", "budget": 4, "keep_bits": 0.9, "tokens": ["1", 0],
+        "by": "tokens per frame", "budget": 4, "keep_bits": 0.9, "adaptive": False,
+        "tokens": ["1", 0],
     }  # fmt: skip
 
 

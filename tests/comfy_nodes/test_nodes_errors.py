@@ -141,6 +141,7 @@ def test_damage_of_a_video_stays_on_the_node(made: Made, tmp_path: Path) -> None
         ({"by": "tokens in all", "budget": 4}, "4 are allowed"),
         ({"by": "bytes", "budget": 9}, "10 bytes"),
         ({"by": "information"}, "connect Load VFT Prior"),
+        ({"adaptive": True}, "'adaptive' needs a prior: connect Load VFT Prior"),
     ],
 )
 def test_budgets_that_cannot_be(made: Made, words: dict[str, Any], told: str) -> None:

@@ -155,6 +155,54 @@ def test_truncate_counts_in_four_ways(made: Made) -> None:
     assert 1 <= budgets[0] < budgets[2] <= 16
 
 
+def test_truncate_gives_more_where_more_happens(made: Made) -> None:
+    still, busy = made.clip[0][:1].expand(33, -1, -1, -1), made.clip[0]
+    tokens = made.host.results(
+        "VFTEncode", tokenizer=made.tokenizer, images=torch.cat([still, busy]), fps=8.0
+    )
+    assert len(tokens.rows) == 17  # of which the second four repeat the four before
+
+    def kept(**words: Any) -> Any:
+        words |= {"tokens": tokens, "prior": made.prior, "adaptive": True}
+        return made.host.run("VFTTruncate", **words)
+
+    out = kept(by="tokens per frame", budget=4)
+    part, most = out.result
+    assert (part.count, most) == (68, part.budget)
+    assert max(part.rows[5:9]) < min(part.rows[:5])
+    grid = out.ui["vft_grid"][0]
+    assert grid["bars"] == list(part.rows)
+    assert sum(grid["holding"]) == 68 and grid["holding"][0] == 17
+    assert out.ui["text"][0].startswith(f"{min(part.rows)} to {most} per latent frame · 68 tokens")
+    assert kept(by="tokens in all", budget=71).result[0].count == 71
+    assert kept(by="bytes", budget=171).result[0].id_bytes == 170
+    shares = [kept(by="information", keep_bits=s).result[0].count for s in (0.3, 0.9)]
+    assert 17 <= shares[0] < shares[1] < 17 * 16
+    info = made.host.results("VFTTokensInfo", tokens=part)
+    assert f"grid: 17 latent frames × {min(part.rows)} to {most} tokens" in info[0]
+    assert info[1:4] == (most, 68, 136)
+    images, _ = made.host.results("VFTDecode", tokenizer=made.tokenizer, tokens=part, steps=1)
+    assert images.shape[0] == tokens.frames
+    first = made.host.results("VFTSliceTokens", tokenizer=made.tokenizer, tokens=part, chunks=1)
+    rest = made.host.results("VFTSliceTokens", tokenizer=made.tokenizer, tokens=part, first_chunk=1)
+    both = made.host.results("VFTJoinTokens", tokenizer=made.tokenizer, first=first, second=rest)
+    assert torch.equal(both.ids, part.ids) and both.budgets == part.budgets
+    swept = made.host.results(
+        "VFTBudgetSweep", tokenizer=made.tokenizer, tokens=part, budgets=f"1 {most}", steps=1
+    )
+    rows = json.loads(swept[3])["rows"]
+    assert [r["tokens"] for r in rows] == [17, 68]
+
+
+def test_the_chart_of_a_long_clip_has_96_bars(made: Made) -> None:
+    rows = [1 + i // 500 * 6 for i in range(1000)]
+    ids = torch.ones(1, 1000, 7, dtype=torch.int64)
+    tokens = dataclasses.replace(made.tokens, ids=ids, frames=3997).truncate(rows)
+    grid = made.host.run("VFTTokensInfo", tokens=tokens).ui["vft_grid"][0]
+    assert grid["bars"] == [1] * 46 + [7] * 50, "the first 40 stand for 11, the others for 10"
+    assert grid["holding"] == [1000] + [500] * 6
+
+
 def test_decode_gives_images_and_a_video_of_them(made: Made) -> None:
     audio = {"waveform": torch.zeros(1, 1, 8000), "sample_rate": 8000}
     images, video = made.host.results(

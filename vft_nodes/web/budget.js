@@ -1,7 +1,7 @@
 // The budget of Truncate Prefix and of the priors: buttons in powers of two for the ordinary
 // number field, and a line that says what the budget means, before anything has run.
 
-import { againstGrid, inBytes, incomingGrid, ownGrid } from "./grid.js";
+import { againstGrid, idsWithin, inBytes, incomingGrid, ownGrid } from "./grid.js";
 import { keepFresh } from "./live.js";
 import { modelOf } from "./models.js";
 import { panelOf } from "./panel.js";
@@ -26,8 +26,12 @@ export function choices(by, budget, most = LARGEST, least = 1) {
 
 /** What a budget means: {text, warning}. `grid` is of the tokens it is taken from, or undefined;
  * `truncates`: it cannot be more than there is; `most`: it cannot be more than a prior writes, or
- * undefined; `held`: it must be more than what tokens that are refined hold, or undefined. */
-export function describe(by, budget, keepBits, grid, truncates, most, held) {
+ * undefined; `held`: it must be more than what tokens that are refined hold, or undefined;
+ * `adaptive`: one for each latent frame. */
+export function describe(by, budget, keepBits, grid, truncates, most, held, adaptive) {
+  if (adaptive && truncates && grid?.holding) {
+    return { text: "adaptive needs all tokens of the clip: these were cut already", warning: true };
+  }
   if (by === "information") {
     return { text: `as few as keep ${Math.round(100 * keepBits)} % of the bits` };
   }
@@ -47,15 +51,27 @@ export function describe(by, budget, keepBits, grid, truncates, most, held) {
       const least = by === "bytes" ? inBytes(2 * frames) : `${frames} tokens`;
       return { text: `too few: this clip needs at least ${least}`, warning: true };
     }
-    perFrame = Math.min(Math.floor(most / frames), grid.budget);
+    if (adaptive) return spread(grid, Math.min(most, idsWithin(grid, grid.budget)));
+    perFrame = 1;
+    while (perFrame < grid.budget && idsWithin(grid, perFrame + 1) <= most) perFrame += 1;
   }
   if (!grid) return { text: `${perFrame} per latent frame · ${inBytes(2 * perFrame)} each` };
   if (truncates && perFrame > grid.budget) {
     return { text: `too many: these tokens hold ${grid.budget} per frame`, warning: true };
   }
-  const count = perFrame * grid.latent_frames;
-  const parts = [`${perFrame} per frame`, `${count.toLocaleString("en")} tokens`];
-  return { text: [...parts, inBytes(2 * count), againstGrid(grid, perFrame)].join(" · ") };
+  const count = idsWithin(grid, perFrame);
+  if (adaptive) return spread(grid, count);
+  const named = grid.holding ? `at most ${perFrame}` : `${perFrame}`;
+  const parts = [`${named} per frame`, `${count.toLocaleString("en")} tokens`];
+  const mean = count / grid.latent_frames;
+  return { text: [...parts, inBytes(2 * count), againstGrid(grid, mean)].join(" · ") };
+}
+
+/** `count` tokens, of which each latent frame gets what it is worth. */
+function spread(grid, count) {
+  const mean = Number((count / grid.latent_frames).toFixed(1));
+  const parts = [`${mean} per frame on average`, `${count.toLocaleString("en")} tokens`];
+  return { text: [...parts, inBytes(2 * count), againstGrid(grid, mean)].join(" · ") };
 }
 
 function refresh(node) {
@@ -85,8 +101,10 @@ function refresh(node) {
       return button;
     }),
   );
-  const grid = incoming ?? ownGrid(node);
-  const limits = truncates ? [!!incoming] : [false, most, held];
+  const own = ownGrid(node); // what came of the tokens that are not known
+  const grid = incoming ?? (own && { ...own, holding: undefined });
+  const adaptive = value("adaptive") === true;
+  const limits = truncates ? [!!incoming, undefined, undefined, adaptive] : [false, most, held];
   const { text, warning } = describe(by, budget, value("keep_bits"), grid, ...limits);
   line.textContent = text;
   line.classList.toggle("vft-warning", !!warning);
@@ -101,5 +119,5 @@ function choose(node, budget) {
 
 /** Buttons and line for a node with a widget `budget`. */
 export function addBudget(node) {
-  keepFresh(node, ["by", "budget", "keep_bits"], refresh);
+  keepFresh(node, ["by", "budget", "keep_bits", "adaptive"], refresh);
 }

@@ -1,5 +1,7 @@
 // What is known of the tokens that a node gave out in its last run, and what can be reckoned from
 // it: {latent_frames, budget, frames, fps, size: [h, w]}, the `vft_grid` of an `executed` message.
+// Where latent frames differ also {bars, holding}: their mean budgets over time, at most 96 numbers,
+// and how many of them hold a first token, a second, and so on.
 
 import { sourceOf } from "./graphs.js";
 
@@ -41,4 +43,23 @@ export function againstGrid(grid, budget) {
   if (ratio === 1) return "as many as a 3D grid";
   const times = ratio > 1 ? ratio : 1 / ratio;
   return `${Number(times.toFixed(1))}× ${ratio > 1 ? "below" : "above"} a 3D grid`;
+}
+
+/** Tokens of a clip whose latent frames keep `budget` each, or what they hold. */
+export function idsWithin(grid, budget) {
+  if (!grid.holding) return grid.latent_frames * budget;
+  return grid.holding.slice(0, budget).reduce((sum, count) => sum + count, 0);
+}
+
+/** The budget over time as bars in `element`; nothing where it is the same for all. */
+export function drawBars(element, grid) {
+  const bars = grid?.bars ?? [];
+  element.title = bars.length ? `tokens per latent frame over time, up to ${grid.budget}` : "";
+  element.replaceChildren(
+    ...bars.map((bar) => {
+      const column = document.createElement("i");
+      column.style.height = `${(100 * bar) / grid.budget}%`;
+      return column;
+    }),
+  );
 }

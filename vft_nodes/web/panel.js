@@ -14,6 +14,9 @@ const STYLE = `
 .vft-panel .vft-chips button:hover { border-color: #c9a2ff; }
 .vft-panel .vft-chips button[aria-pressed="true"] { background: #6b46a8; color: #fff; }
 .vft-panel .vft-line.vft-warning { color: #ffb454; }
+.vft-panel .vft-chart { display: flex; align-items: flex-end; gap: 1px; height: 28px; margin: 3px 0; }
+.vft-panel .vft-chart:empty { display: none; }
+.vft-panel .vft-chart i { flex: 1 1 0; min-width: 0; background: #4fd6be; }
 .vft-panel .vft-auto { font-size: 10px; line-height: 14px; color: var(--descrip-text, #999); }
 .vft-panel .vft-result { font-size: 10px; line-height: 14px; color: var(--descrip-text, #999);
   user-select: text; }
@@ -32,7 +35,7 @@ function addStyle() {
   document.head.append(style);
 }
 
-/** The panel of a node, made at the first call: {chips, line, auto, result}, four elements. */
+/** The panel of a node, made at the first call: {chips, line, auto, chart, result}, five elements. */
 export function panelOf(node) {
   if (panels.has(node)) return panels.get(node);
   addStyle();
@@ -43,8 +46,8 @@ export function panelOf(node) {
   };
   const [root, content] = [part("panel"), part("content")];
   const panel = { root, result: part("result") };
-  for (const name of ["chips", "line", "auto"]) panel[name] = part(name);
-  content.append(panel.chips, panel.line, panel.auto, panel.result);
+  for (const name of ["chips", "line", "auto", "chart"]) panel[name] = part(name);
+  content.append(panel.chips, panel.line, panel.auto, panel.chart, panel.result);
   root.append(content);
 
   let height = 0;

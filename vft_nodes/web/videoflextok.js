@@ -7,7 +7,7 @@ import { addBudget, BUDGET_NODES } from "./budget.js";
 import { colourSockets } from "./colours.js";
 import { addUpload, openDropped } from "./files.js";
 import { allNodes, keptOutput } from "./graphs.js";
-import { noteGrid } from "./grid.js";
+import { drawBars, noteGrid } from "./grid.js";
 import { refreshAll } from "./live.js";
 import { LOADERS, noteModels } from "./models.js";
 import { panelOf, replaceFormer, showResult } from "./panel.js";
@@ -29,7 +29,10 @@ const isOurs = (node) => !!node.comfyClass?.startsWith("VFT");
 
 /** What an `executed` message brought for a node. */
 function show(node, output) {
-  if (output.vft_grid) noteGrid(node, output.vft_grid[0]);
+  if (output.vft_grid) {
+    noteGrid(node, output.vft_grid[0]);
+    drawBars(panelOf(node).chart, output.vft_grid[0]);
+  }
   if (output.text) showResult(node, [output.text].flat().join("\n"));
 }
 
