@@ -102,14 +102,16 @@ def test_truncating_to_a_size_evenly_and_adaptively(
         assert list(Tokens.load(out).rows) == facts.get("budgets", [2] * 9)
     assert vft.json(*adaptive, "--keep-bits", 0.5)["ids"] < vft.json(*adaptive)["ids"] < 36
     assert "budgets" not in vft.json(*adaptive, "--keep-bits", 1)
-    assert "9 x 2 to 3 = 20 tokens, 40 bytes" in vft(*adaptive, "--tokens", 20)
+    said, kept = vft(*adaptive, "--tokens", 20), Tokens.load(out).rows
+    assert min(kept) < max(kept)
+    assert f"9 x {min(kept)} to {max(kept)} = 20 tokens, 40 bytes" in said
     lines = vft("info", out).splitlines()
     rows = " ".join(map(str, Tokens.load(out).rows))
     assert f"{'budgets':18}{rows}" in lines
     facts = vft.json("decode", out, "-o", tmp_path / "o.mp4", "--steps", 1, "--budget", 3)
     assert (facts["frames"], facts["budget"]) == (30, 3)
     again = ("truncate", out, "--adaptive", "--tokens", 15, "--prior", prior_file, "-o", out)
-    assert "2 to 3 per latent frame already" in vft.error(*again)
+    assert "per latent frame already" in vft.error(*again)
     for sizes in ("-k 2 --bytes 9", "-k 2 --keep-bits 0.5", "--auto -k 2"):
         assert "give one of" in vft.error("truncate", tokens, *sizes.split(), "-o", out)
     assert "choose one" in vft.error(*adaptive, "--auto")
