@@ -30,13 +30,17 @@ class FakeRepo:
 
 
 class FakeHub:
-    """`repos` by id. `requests` logs (method, path, first byte asked for) of every one."""
+    """`repos` by id. `requests` logs (method, path, first byte asked for) of every one, `tokens`
+    what each was authorized with."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.repos: dict[str, FakeRepo] = {}
         self.requests: list[tuple[str, str, int]] = []
+        self.tokens: list[str | None] = []
         self.down = False
+        self.ranges = True  # False: whatever part is asked for, all of it comes
+        self.elsewhere = ""  # another hub, to which everything is redirected
         self.pause = threading.Event()  # cleared: weights wait before they are sent
         self.pause.set()
 
@@ -58,13 +62,17 @@ def serve() -> Iterator[FakeHub]:
             path = self.path.partition("?")[0]
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
             start = int(asked[1]) if asked else 0
+            asked, begin = (asked, start) if hub.ranges else (None, 0)
             hub.requests.append((self.command, path, start))
+            hub.tokens.append(self.headers.get("Authorization"))
             kind = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
             place = re.fullmatch(r"(/cdn)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             repo = hub.repos.get(kind[1] if kind else place[2] if place else "")
             data = repo.files.get(place[4]) if repo and place else None
             if hub.down:
                 self.fail(503, "")
+            elif hub.elsewhere:
+                self.answer(307, b"", {"Location": hub.elsewhere + self.path})
             elif repo is None:
                 self.fail(401, "RepoNotFound")
             elif kind and kind[2] not in ("main", repo.commit):
@@ -78,7 +86,7 @@ def serve() -> Iterator[FakeHub]:
             elif len(data) >= LARGE and not place[1]:
                 self.answer(302, b"", {"Location": f"{hub.endpoint}/cdn{path}"})
             else:
-                self.send(repo, data, start, bool(asked))
+                self.send(repo, data, begin, bool(asked))
 
         do_HEAD = do_GET
 

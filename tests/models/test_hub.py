@@ -173,7 +173,50 @@ def test_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Fak
 
 def test_a_hub_that_is_down(hub: FakeHub) -> None:
     hub.down = True
-    assert "the hub answered 503" in refused(hub)
+    assert f"the hub {hub.endpoint} answered 503; try `vft download {NAME}`" in refused(hub)
+
+
+def test_a_mirror_that_sends_requests_on(hub: FakeHub, tmp_path: Path) -> None:
+    """As mirrors do with what they have not: the token is theirs alone, an error names both."""
+    with serve() as mirror:
+        mirror.elsewhere = hub.endpoint.replace("127.0.0.1", "localhost")
+        (folder,) = fetch(mirror, tmp_path)
+        assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+        login = {"HF_TOKEN": "hf_secret", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "0"}
+        hub.down = True
+        hub.requests.clear()
+        hub.tokens.clear()
+        mirror.tokens.clear()
+        with vft(mirror, NAME, "--yes", **login) as run:
+            said = run.communicate(timeout=60)[1]
+        assert run.returncode == 2
+        assert set(mirror.tokens) == {"Bearer hf_secret"}
+        assert hub.requests
+        assert set(hub.tokens) == {None}
+        (line,) = said.splitlines()
+        both = f"the hub {mirror.endpoint} sends on to {mirror.elsewhere}, which answered 503; "
+        assert both in line
+        assert f"try `vft download {NAME}` again later, or with another HF_ENDPOINT" in line
+        assert "vft convert" in line
+        mirror.elsewhere = "http://127.0.0.1:9"  # nobody listens there
+        message = refused(mirror)
+        assert f"the hub {mirror.endpoint} sends on to {mirror.elsewhere}, which cannot" in message
+
+
+def test_a_server_that_ignores_ranges(hub: FakeHub, tmp_path: Path) -> None:
+    """All of the file comes after the part that is there, however often the connection breaks."""
+    hub.ranges = False
+    offer = plan(ENTRY, hub.endpoint)[0]
+    file = offer.files[1]
+    (tmp_path / f"{file.path}.part").write_bytes(WEIGHTS[:1000])
+    hub.repos[REPO].cuts = [len(WEIGHTS) // 2]
+    assert hub_files.fetch(offer, file, tmp_path).read_bytes() == WEIGHTS
+
+
+def test_a_server_that_sends_too_much(hub: FakeHub, tmp_path: Path) -> None:
+    hub.repos[REPO].sizes = {"model.safetensors": len(WEIGHTS) // 2}
+    with pytest.raises(VftError, match=f"the hub {hub.endpoint} sends more than it tells; try"):
+        fetch(hub, tmp_path)
 
 
 def test_a_connection_that_is_lost_for_good(hub: FakeHub, tmp_path: Path) -> None:

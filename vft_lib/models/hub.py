@@ -62,7 +62,7 @@ def download(
         return target
     if not entry.listed:
         note(f"{entry.hub_id} is not in the catalogue; licence and size are what the hub says")
-    with explained(entry, target):
+    with explained(entry, target, endpoint=endpoint):
         offers = plan(entry, endpoint, note)
     _check_space(offers, folder, dtype)
     if confirm is not None and not confirm(offers, target):

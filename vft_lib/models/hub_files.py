@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ..errors import VftError
 from ..files.atomic import in_units
@@ -125,8 +126,14 @@ def fetch(
     start = start if start <= file.size else 0
     if start < file.size:
         with part.open("r+b" if start else "wb") as f:
+            out = _Counted(f, bar(f"fetch {path.name}"), file.size)
             f.seek(start)
-            _get(offer, file, _Counted(f, bar(f"fetch {path.name}"), file.size), start)
+            try:
+                _get(offer, file, out, start)
+            except _TooLongError:  # of a server that ignores ranges, all came after the part
+                f.seek(0)
+                f.truncate()
+                _get(offer, file, out, 0)
     try:
         with part.open("rb") as f:
             _verify(f, file, bar(f"verify {path.name}"))
@@ -159,11 +166,15 @@ def forget(paths: Iterable[str], root: Path) -> None:
 
 @contextmanager
 def explained(
-    entry: Entry, target: Path, offer: Offer | None = None, root: Path | None = None
-) -> Iterator[None]:
+    entry: Entry, target: Path, offer: Offer | None = None, root: Path | None = None,
+    endpoint: str | None = None,
+) -> Iterator[None]:  # fmt: skip
     """Turns what can go wrong with the hub into one VftError line: the reason, the remedy, and how
-    to get `target` without this machine's connection. `root` is where the offer is fetched to."""
-    from huggingface_hub import errors
+    to get `target` without this machine's connection. `root` is where the offer is fetched to,
+    `endpoint` the hub that is asked, where there is no offer yet (None: the usual one)."""
+    from huggingface_hub import constants, errors
+
+    hub = offer.endpoint if offer else endpoint or constants.ENDPOINT
 
     unreachable: tuple[type[BaseException], ...] = (OSError, *_transport_errors())
     again = f"`vft download {entry.name if entry.listed else entry.hub_id}`"
@@ -177,26 +188,41 @@ def explained(
             f"`hf auth login`, then run {again} again"
         )
     except errors.RevisionNotFoundError:
-        reason = f"{entry.repo} has no revision {entry.revision}"
+        reason = f"{entry.repo} has no revision {entry.revision} on {hub}"
     except errors.RepositoryNotFoundError:
         reason = (
-            f"the hub has no repository {entry.repo}, or it is private: check the name, or log in "
-            f"with `hf auth login` and run {again} again"
+            f"the hub {hub} has no repository {entry.repo}, or it is private: check the name, or "
+            f"log in with `hf auth login` and run {again} again"
         )
     except errors.OfflineModeIsEnabled:
         reason = f"HF_HUB_OFFLINE forbids to ask the hub; unset it and run {again} again"
     except unreachable as e:
         if getattr(e, "errno", None) and not isinstance(e, (ConnectionError, TimeoutError)):
             raise  # the disk's, not the network's
-        status = getattr(getattr(e, "response", None), "status_code", None)
-        said = " ".join(str(e).split())[:150] or type(e).__name__
-        what = f"answered {status}" if status else f"cannot be reached ({said})"
         have = fetched(offer, root) if offer and root else 0
         kept = f"; it goes on from the {in_units(have)} that are here" if have else ""
-        reason = f"the hub {what}; try {again} again later{kept}"
+        other = ", or with another HF_ENDPOINT" if os.environ.get("HF_ENDPOINT") else ""
+        reason = f"the hub {hub} {_failure(e, hub)}; try {again} again later{other}{kept}"
+    except _TooLongError:
+        reason = f"the hub {hub} sends more than it tells; try {again} again later"
     else:
         return
     raise VftError(f"{reason}. Or by hand: {by_hand(entry, target, offer)}") from None
+
+
+def _failure(e: BaseException, hub: str) -> str:
+    """What happened to a request of `hub`, which may have sent it on."""
+    response = getattr(e, "response", None)
+    try:
+        url = urlsplit(str((response if response is not None else e.request).url))  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError, ValueError):  # an error may know of no request
+        url = urlsplit(hub)
+    sent_on = f"sends on to {url.scheme}://{url.netloc}, which "
+    begin = "" if url.netloc == urlsplit(hub).netloc else sent_on
+    if response is not None:
+        return f"{begin}answered {response.status_code}"
+    said = " ".join(str(e).split())[:150] or type(e).__name__
+    return f"{begin}cannot be reached ({said})"
 
 
 def by_hand(entry: Entry, target: Path, offer: Offer | None = None) -> str:
@@ -261,13 +287,19 @@ def _part(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
+class _TooLongError(Exception):
+    """More bytes come than the file has."""
+
+
 class _Counted:
-    """A file that tells how far it has come."""
+    """A file that tells how far it has come, and takes no more than `total` bytes."""
 
     def __init__(self, file: Any, bar: Progress, total: int) -> None:
         self.file, self.bar, self.total = file, bar, total
 
     def write(self, data: bytes) -> int:
+        if self.file.tell() + len(data) > self.total:
+            raise _TooLongError
         count = self.file.write(data)
         self.bar(self.file.tell(), self.total)
         return count

@@ -1,14 +1,17 @@
-"""Work in parts: chunks of a clip, less at once where memory runs out, progress of each as that of
-all."""
+"""Work in parts: chunks of a clip, less at once where memory runs out, in float32 where a smaller
+format runs over, progress of each as that of all."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..errors import VftError
 
 Progress = Callable[[int, int], None]
 Estimate = Callable[[Tensor], None]
@@ -16,11 +19,12 @@ Estimate = Callable[[Tensor], None]
 log = logging.getLogger(__name__)
 
 
-def in_parts(
-    work: Callable[[int, int, bool], Tensor], count: int, at_once: int, tight: bool = False
-) -> Tensor:
-    """`work(begin, end, tight)` -> `[end - begin, ...]` over all of `count` clips, `at_once` of
-    them at a time, concatenated.
+Work = Callable[[int, int, bool], Tensor]
+"""(begin, end, tight) -> what those clips of a batch become, `[end - begin, ...]`."""
+
+
+def in_parts(work: Work, count: int, at_once: int, tight: bool = False) -> Tensor:
+    """`work` over all of `count` clips, `at_once` of them at a time, concatenated.
 
     Where memory runs out, half as many are tried from there on, and one clip alone with `tight`
     (which may be asked for from the start). What then still fails is raised as it came. Each retry
@@ -58,6 +62,56 @@ def out_of_memory(e: BaseException) -> bool:
     return isinstance(e, MemoryError) or (
         isinstance(e, RuntimeError) and any(w in str(e) for w in words)
     )
+
+
+def finite(model: nn.Module, dtype: torch.dtype, what: str, work: Work) -> Work:
+    """`work` of `model` in `dtype`, whose results are numbers: where one holds NaN or infinity it
+    is computed once more in float32, which is logged as a warning. VftError, with `what` and the
+    remedy, if that does not help, or if there is no memory for it."""
+
+    def checked(begin: int, end: int, tight: bool) -> Tensor:
+        found = work(begin, end, tight)
+        if bool(found.isfinite().all()):
+            return found
+        name = str(dtype).removeprefix("torch.")
+        broken = f"{what} holds NaN or infinity in {name}"
+        if dtype != torch.float32:
+            log.warning("%s: computing it once more in float32", broken)
+            try:
+                with in_float32(model):
+                    found = work(begin, end, tight)
+            except (MemoryError, RuntimeError) as e:
+                if not out_of_memory(e) or end - begin > 1 or not tight:
+                    raise
+                raise VftError(
+                    f"{broken}, and memory does not suffice for float32: choose bfloat16 in place "
+                    "of float16, or the CPU (--dtype, --device; in ComfyUI, in the loader)"
+                ) from None
+            if bool(found.isfinite().all()):
+                return found
+            broken += " and in float32"
+        raise VftError(
+            f"{broken}: choose a lower guidance; if it stays, the model's file is damaged: fetch "
+            "or convert it again"
+        )
+
+    return checked
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """The weights of `model` in float32, beside which those that it had are kept, and come back
+    after the block. What is stored in eight bits stays so: it is computed with in the dtype of what
+    comes in."""
+    tensors = [*model.parameters(), *model.buffers()]
+    kept = [(t, t.data) for t in tensors if t.dtype in (torch.float16, torch.bfloat16)]
+    try:
+        for t, data in kept:
+            t.data = data.float()
+        yield
+    finally:
+        for t, data in kept:
+            t.data = data
 
 
 def part_of(progress: Progress | None, i: int, count: int) -> Progress | None:

@@ -27,7 +27,7 @@ from .checks import check_budget, check_budgets, check_tokens, check_video, give
 from .decoder import Decoder
 from .encoder import Encoder
 from .fsq import FSQ
-from .parts import Chunk, Estimate, Progress, counted, in_parts, windows
+from .parts import Chunk, Estimate, Progress, counted, finite, in_parts, windows
 from .sampling import Sampling
 from .velocity import chunk_velocity
 
@@ -156,16 +156,17 @@ class Tokenizer(nn.Module):
         c = self.config
         budget = self.check_budget(c.registers if budget is None else budget)
         first = True
-        for window in windows(frames, c.chunk_frames, c.overlap):
+        for i, window in enumerate(windows(frames, c.chunk_frames, c.overlap), 1):
             # A last chunk that is short is filled by repeating its last frame.
             padding = [window[-1]] * (c.chunk_frames - len(window))
             video = torch.stack(window + padding, dim=2)
             del window, padding  # else two chunks of frames are held while the next one fills
-            ids = in_parts(
-                lambda a, b, tight, video=video: self.ids_of(video[a:b], tight),  # type: ignore[misc]
-                len(video), self._at_once(len(video)),
+            encode = finite(
+                self, self.dtype, f"encoded chunk {i}",
+                lambda a, b, tight, video=video: self._read(video[a:b], tight),  # type: ignore[misc]
             )  # fmt: skip
-            del video
+            ids = self.fsq.ids(in_parts(encode, len(video), self._at_once(len(video))))
+            del video, encode
             # Later chunks begin with the frame that ended the chunk before: its ids are known.
             yield ids[:, 0 if first else c.overlap :, :budget].cpu()
             first = False
@@ -175,13 +176,15 @@ class Tokenizer(nn.Module):
     def ids_of(self, video: Tensor, low_memory: bool = False) -> Tensor:
         """One chunk `[B,3,T,H,W]` (T = 1 + 4n) -> ids `[B,t,K]`. `low_memory`: the autoencoder
         works on one latent frame at a time."""
-        features, latents = (
-            self._features_of(video, low_memory),
-            self._latents_of(video, low_memory),
-        )
+        return self.fsq.ids(self._read(video, low_memory))
+
+    def _read(self, video: Tensor, low_memory: bool) -> Tensor:
+        """One chunk -> what its registers say, `[B,t,K,6]`, before quantization."""
+        features = self._features_of(video, low_memory)
+        latents = self._latents_of(video, low_memory)
         if features is not None:  # SemanTok's protocol: its training latents were stored so
             latents = latents.half().to(latents)
-        return self.fsq.ids(self.encoder(latents, features))
+        return self.encoder(latents, features)
 
     def _features_of(self, video: Tensor, low_memory: bool) -> ImageFeatures | None:
         """Of a chunk, where the encoder reads any; VftError if there is no network to make them."""
@@ -209,7 +212,7 @@ class Tokenizer(nn.Module):
         the beginning. `budgets` gives each clip of the batch its own budget, at most that of the
         tokens. `clamp=False` returns values as the model gives them, a little beyond [-1,1].
         `progress(done, total)` counts sampling steps over all chunks; raise in it to cancel.
-        Raises VftError if the tokens are another tokenizer's.
+        Raises VftError if the tokens are another tokenizer's, or no numbers come out.
         """
         chunks = self.decode_chunks(
             tokens, Sampling.of(sampling, fields), first_frame=first_frame, budgets=budgets,
@@ -250,10 +253,11 @@ class Tokenizer(nn.Module):
             if i >= begin:
                 chunk = Chunk(ids, noise, given, None if keep is None else keep[i])
                 count = counted(progress, i, len(rows), batch)
-                video = in_parts(
+                decode = finite(
+                    self, self.dtype, f"decoded chunk {i + 1} of {len(rows)}",
                     partial(self._decode_part, chunk, sampling, count, estimate),
-                    batch, self._at_once(batch), low_memory,
                 )  # fmt: skip
+                video = in_parts(decode, batch, self._at_once(batch), low_memory)
                 if i + 1 == len(rows):
                     self.graphs.clear()
                 given = video[:, :, -1:] if c.overlap else None  # unclamped
