@@ -174,6 +174,14 @@ def test_hdr_clips_say_that_they_are(name: str) -> None:
     assert [name.upper() in t for t in told] == [True]
 
 
+def test_colours_that_are_not_known_are_told(tmp_path: Path) -> None:
+    options = {"x265-params": "log-level=none"}
+    path = encode(tmp_path / "a.mp4", [flat(9, 64, 96)] * 3, codec="libx265", options=options)
+    assert not told_frames(path)[1]
+    path.write_bytes(path.read_bytes().replace(b"hev1", b"dvh1").replace(b"hvc1", b"dvh1"))
+    assert "colours are off (Dolby Vision" in told_frames(path)[1][0]
+
+
 # --- fields -----------------------------------------------------------------------------------
 
 
@@ -255,6 +263,16 @@ def test_an_interlaced_recording_of_a_camera_is_wide_and_whole() -> None:
     assert [f.shape for f in frames] == [(48, 96, 3)] * 25 and not told
 
 
+def test_fields_of_hevc_are_pictures_of_their_own(tmp_path: Path) -> None:
+    """They come one by one, half as high; they were shown twice as wide as they should."""
+    pictures = [corners(64, 128)] * 12
+    options = {"x265-params": "interlace=tff:log-level=none"}
+    path = encode(tmp_path / "a.mp4", pictures, codec="libx265", options=options, rate=50)
+    frames, told = told_frames(path)
+    assert [f.shape for f in frames] == [(64, 64, 3)] * 12 and not told
+    assert {corner_names(f) for f in frames} == {"rgbk"} and probe(path).width == 64
+
+
 def test_progressive_frames_are_not_touched(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", fields(5), options={"crf": "10"}, rate=25)
     frames, _ = told_frames(path)
@@ -293,6 +311,15 @@ def test_a_fully_transparent_clip_is_black_not_red() -> None:
     frames, told = told_frames(INPUTS / "alpha-vp9.webm")
     assert len(frames) == 15 and max(f.max() for f in frames) == 0 and not told
     assert probe(INPUTS / "alpha-vp9.webm").has_alpha
+
+
+def test_transparency_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(av, "codecs_available", {"vp9"})  # a build without Google's decoders
+    frames, told = told_frames(INPUTS / "alpha-vp9.webm")
+    assert len(frames) == 15
+    assert told == ["alpha-vp9.webm: its transparency cannot be read, in all frames."]
 
 
 # --- the way up -------------------------------------------------------------------------------

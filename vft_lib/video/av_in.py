@@ -103,8 +103,9 @@ def _decoder(stream: Any, problem: Problem) -> Callable[[Any], list[Any]]:
     """What makes frames of a packet. WebM holds transparency as a second picture beside the first,
     which only Google's own decoders of VP8 and VP9 read."""
     metadata = {key.lower(): value for key, value in stream.metadata.items()}
-    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name, "")
-    if metadata.get("alpha_mode") != "1":
+    names = {"vp8": "libvpx", "vp9": "libvpx-vp9", "av1": "none", "libdav1d": "none"}
+    name = names.get(stream.codec_context.name)
+    if metadata.get("alpha_mode") != "1" or name is None:
         return stream.decode
     if name not in av.codecs_available:
         problem("its transparency cannot be read", "in all frames")
@@ -180,7 +181,9 @@ def av_shots(
             time = max(0.0, clock.time)
             return f"near frame {round(time / period)} ({time:.2f} s)"
 
-        frames = deinterlaced(av_frames(container, stream, problem, near))
+        # Fields of HEVC come one by one, as pictures of half the height.
+        whole = iter if stream.codec_context.name == "hevc" else deinterlaced
+        frames = whole(av_frames(container, stream, problem, near))
         frame = next(frames, None)
         if frame is None:
             raise no_picture(file)
@@ -191,7 +194,7 @@ def av_shots(
         if seek and start > 1.0:  # nearer ones are decoded through
             try:
                 container.seek(int((zero + start) / stream.time_base), stream=stream)
-                frames = deinterlaced(av_frames(container, stream, problem, near))
+                frames = whole(av_frames(container, stream, problem, near))
                 frame = next(frames, None)
             except FFmpegError:
                 frame = None
@@ -211,8 +214,8 @@ def av_shots(
         # Less what comes before the first key frame. A container's length may be that of somewhat
         # longer sound.
         hidden = max(0.0, zero - float((stream.start_time or 0) * stream.time_base))
-        own, whole = stream.duration, (container.duration or 0) / av.time_base
-        if time + duration + hidden + 0.5 < (own * stream.time_base if own else 0.9 * whole):
+        own, length = stream.duration, (container.duration or 0) / av.time_base
+        if time + duration + hidden + 0.5 < (own * stream.time_base if own else 0.9 * length):
             problem("the picture ends earlier than the file says", f"at {time + duration:.2f} s")
 
 
@@ -261,6 +264,8 @@ def _side_data(frame: av.VideoFrame) -> Any:
 def square_width(frame: av.VideoFrame, stream: Any) -> int:
     """The frame's width in square pixels."""
     aspect = stream.sample_aspect_ratio or 1
+    if stream.codec_context.name == "hevc" and frame.interlaced_frame:  # a field
+        aspect /= 2
     width = round(frame.width * aspect) if 0.1 < aspect < 10 else frame.width
     return width if width * frame.height <= MAX_PIXELS else frame.width
 

@@ -25,6 +25,7 @@ _MATRICES = {  # by the number of ITU-T H.273
     1: "bt709", 4: "fcc", 5: "smpte170m", 6: "smpte170m", 7: "smpte240m", 9: "bt2020", 10: "bt2020",
 }  # fmt: skip
 _UNKNOWN = {8: "YCgCo", 11: "YDzDx", 13: "chromaticity-derived", 14: "ICtCp", 15: "IPT-C2"}
+_DOLBY = ("dvh1", "dvhe", "dav1", "dva1", "dvav")  # tags of tracks in an mp4
 
 
 class Chain:
@@ -133,8 +134,11 @@ class Converter:
         name, matrix = frame.format.name, _MATRICES.get(frame.colorspace, "smpte170m")
         if frame.colorspace == 2 and max(frame.width, frame.height) >= 1280:  # untagged HD
             matrix = "bt709"
-        if frame.colorspace in _UNKNOWN and not frame.format.is_rgb:
-            self._problem(f"colours are off ({_UNKNOWN[frame.colorspace]})", "in all frames")
+        unknown = _UNKNOWN.get(frame.colorspace)
+        if frame.colorspace == 2 and getattr(self._context, "codec_tag", "") in _DOLBY:
+            unknown = "Dolby Vision without a base that others can show"
+        if unknown and not frame.format.is_rgb:
+            self._problem(f"colours are off ({unknown})", "in all frames")
         full = frame.color_range == 2 or name.startswith(("yuvj", "pal8")) or frame.format.is_rgb
         full = full or (frame.color_range == 0 and name.startswith(("gray", "ya")))
         factor = reduction((frame.height, frame.width), self._size)
