@@ -188,7 +188,8 @@ def _ops(model: Tokenizer | Prior | ImageEncoder) -> dict[str, Op]:
 
 def _feature_ops(encoder: ImageEncoder) -> dict[str, Op]:
     def features(c: dict[str, Any], io: dict[str, Tensor]) -> Tensor:
-        kind, value = ("agg", c["agg"]) if "agg" in c else ("global", c["global"])
+        kind = "agg" if c.get("agg") is not None else "global"
+        value = c[kind]
         known = {"agg": get_args(FeatureAggregate), "global": get_args(GlobalMode)}[kind]
         if value not in known:
             raise VftError(f"{kind} is {str(value)[:40]!r}; expected one of {', '.join(known)}")
