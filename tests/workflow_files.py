@@ -12,6 +12,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = ROOT / "workflows"
+SUBGRAPHS = ROOT / "subgraphs"
 API = ROOT / "tests" / "workflows" / "api"
 SAVED = ROOT / "tests" / "workflows" / "saved"
 NOTES = {"Note", "MarkdownNote"}  # of the front end alone

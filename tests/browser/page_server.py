@@ -19,9 +19,9 @@ PACK = "videoflextok"  # what the clone is called below custom_nodes
 PACK_ROOT = Path(__file__).resolve().parents[2]
 WEB = PACK_ROOT / "vft_nodes" / "web"
 LOCALES = PACK_ROOT / "locales"
+BLUEPRINTS = {f"blueprint-{i}": f for i, f in enumerate((PACK_ROOT / "subgraphs").glob("*.json"))}
 EMPTY_LISTS = ("embeddings", "userdata", "v2/userdata", "experiment/models", "models", "assets")
-EMPTY_OBJECTS = ("workflow_templates", "global_subgraphs", "internal/folder_paths",
-                 "node_replacements")  # fmt: skip
+EMPTY_OBJECTS = ("workflow_templates", "internal/folder_paths", "node_replacements")
 
 
 class Server:
@@ -87,6 +87,9 @@ class Server:
             "extensions": [f"/extensions/{PACK}/{p.relative_to(WEB).as_posix()}"
                            for p in sorted(WEB.rglob("*.js"))],
             "i18n": translations(),
+            "global_subgraphs": {name: blueprint(file) for name, file in BLUEPRINTS.items()},
+            **{f"global_subgraphs/{name}": blueprint(file) | {"data": file.read_text("utf-8")}
+               for name, file in BLUEPRINTS.items()},
             "queue": {"queue_running": [], "queue_pending": []},
             "history": {},
             "history_v2": {},
@@ -219,6 +222,12 @@ def _answer(value: Any) -> Any:
         return web.json_response(value)
 
     return handler
+
+
+def blueprint(file: Path) -> dict[str, Any]:
+    """What ComfyUI's list of subgraph blueprints says of a pack's file."""
+    return {"source": "custom_node", "name": file.stem,
+            "info": {"node_pack": f"custom_nodes.{PACK}"}}  # fmt: skip
 
 
 def translations() -> dict[str, Any]:

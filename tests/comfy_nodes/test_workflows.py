@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from workflow_files import API, NAMES, NOTES, SAVED, WORKFLOWS, read, to_api, widget_values
+from workflow_files import (
+    API,
+    NAMES,
+    NOTES,
+    SAVED,
+    SUBGRAPHS,
+    WORKFLOWS,
+    read,
+    to_api,
+    widget_values,
+)
 
 from comfy_nodes.test_nodes_schema import STORED
 from vft_lib.models.catalog import catalog
@@ -43,6 +53,7 @@ MAY: dict[str, type] = {"title": str, "color": str, "bgcolor": str}
 
 OLD = sorted(SAVED.glob("*/*.json"))
 ALL = [pytest.param(WORKFLOWS / f"{n}.json", id=n) for n in NAMES]
+BLUEPRINTS = [pytest.param(p, id=p.stem) for p in sorted(SUBGRAPHS.glob("*.json"))]
 BOTH = [*ALL, *(pytest.param(p, id=f"{p.parent.name} {p.stem}") for p in OLD)]
 
 
@@ -65,6 +76,7 @@ def apart(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 
 
 def test_there_are_workflows() -> None:
+    assert len(BLUEPRINTS) == 2
     assert len(NAMES) >= 9
     assert OLD, "a saved copy of every release stays"
 
@@ -137,6 +149,46 @@ def test_a_workflow_says_what_to_look_at(path: Any) -> None:
     for box, node in zip(nodes, workflow["nodes"]):
         around = [g for g in groups if not apart(box, g)]
         assert len(around) == (node["type"] not in NOTES), "every node is in one group"
+
+
+@pytest.mark.parametrize("path", ALL)
+def test_as_an_app_it_asks_for_widgets_and_shows_results(path: Any) -> None:
+    workflow = read(path)
+    app, nodes = workflow["extra"]["linearData"], {n["id"]: n for n in workflow["nodes"]}
+    assert app["inputs"]
+    assert app["outputs"]
+    for number, name in app["inputs"]:
+        (widget,) = [i for i in nodes[number]["inputs"] if i["name"] == name]
+        assert "widget" in widget
+        assert widget["link"] is None
+    names = [name for _, name in app["inputs"]]
+    assert len(set(names)) == len(names), "two fields of one name cannot be told apart"
+    shown = {nodes[number]["type"] for number in app["outputs"]}
+    assert shown <= {"SaveVideo", "PreviewImage"}
+
+
+@pytest.mark.parametrize("path", BLUEPRINTS)
+def test_a_blueprint_is_of_our_nodes_as_they_are(host: Any, path: Any) -> None:
+    blueprint = read(path)
+    (outside,), (inside,) = blueprint["nodes"], blueprint["definitions"]["subgraphs"]
+    assert outside["type"] == inside["id"]
+    assert outside["title"] == inside["name"] == path.stem
+    nodes = {str(n["id"]): n for n in inside["nodes"]}
+    for node in nodes.values():
+        schema = host.nodes[node["type"]].GET_SCHEMA()
+        now = {i.id: i.get_io_type() for i in schema.inputs}
+        assert {i["name"]: i["type"] for i in node["inputs"]}.items() <= now.items()
+        widgets = [name for name, _ in widget_values(node)]
+        assert widgets == [i.id for i in schema.inputs if i.id in widgets], "widgets were reordered"
+    for link in inside["links"]:
+        number, origin, target = link["id"], link["origin_id"], link["target_id"]
+        if origin > 0:
+            assert number in nodes[str(origin)]["outputs"][link["origin_slot"]]["links"]
+        if target > 0:
+            socket = nodes[str(target)]["inputs"][link["target_slot"]]
+            assert (socket["link"], socket["type"]) == (number, link["type"])
+    for number, name in outside["properties"]["proxyWidgets"]:
+        assert name in dict(widget_values(nodes[number]))
 
 
 @pytest.mark.parametrize("name", NAMES)

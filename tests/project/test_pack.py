@@ -74,7 +74,7 @@ def test_the_files_of_the_registrys_copy_are_enough(tmp_path: Path) -> None:
     kept = [f for f in files if not ignored.match_file(f) and (ROOT / f).is_file()]
     for needed in ("LICENSE", "README.md", "requirements.txt", "icon.svg", "pyproject.toml"):
         assert needed in kept
-    for folder in ("workflows", "locales", "vft_nodes/web/docs"):
+    for folder in ("workflows", "subgraphs", "locales", "vft_nodes/web/docs"):
         assert any(f.startswith(f"{folder}/") for f in kept)
     assert not [f for f in kept if f.startswith((".", "tests/", "runs/"))]
     for file in kept:
