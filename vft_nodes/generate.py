@@ -165,6 +165,7 @@ class TextToTokens(io.ComfyNode):
             description="Writes tokens from words, coarse to fine. Stop at a small budget for a "
             "sketch; Refine Tokens goes on from there.",
             search_aliases=["text to video", "videoflextok prior", "prompt to tokens"],
+            essentials_category="Video Tools",
             inputs=[
                 PriorType.Input("prior", tooltip="From Load VFT Prior."),
                 *_text_inputs("a red ball bounces to the right"),

@@ -66,6 +66,7 @@ class Encode(io.ComfyNode):
             description="A clip to tokens, all of them: cut them with Truncate Prefix, which never "
             "encodes again. Connect a video or images.",
             search_aliases=["video to tokens", "tokenize video", "videoflextok encode"],
+            essentials_category="Video Tools",
             inputs=[
                 TokenizerType.Input("tokenizer", tooltip="From Load VFT Tokenizer."),
                 io.Video.Input(
@@ -288,6 +289,7 @@ class FlowDecode(io.ComfyNode):
             description="Tokens to a clip, chunk by chunk. Fewer tokens: a coarser, still "
             "plausible clip; another seed: another guess at what the tokens leave open.",
             search_aliases=["tokens to video", "videoflextok decode", "detokenize"],
+            essentials_category="Video Tools",
             inputs=[
                 TokenizerType.Input("tokenizer", tooltip="The one that made the tokens."),
                 TokensType.Input("tokens", tooltip="Any prefix of a clip's tokens."),

@@ -31,7 +31,7 @@ def advanced(widget: io.Input, **more: Any) -> io.Input:
 
 def schema(node_id: str, display_name: str, **fields: Any) -> io.Schema:
     """A node's schema, without the fields that this ComfyUI does not know (`search_aliases` came
-    with 0.11)."""
+    with 0.11, `essentials_category` later)."""
     known = inspect.signature(io.Schema).parameters
     fields = {k: v for k, v in fields.items() if k in known}
     return io.Schema(node_id=node_id, display_name=display_name, category=CATEGORY, **fields)

@@ -153,6 +153,7 @@ def test_a_workflow_says_what_to_look_at(path: Any) -> None:
 
 @pytest.mark.parametrize("path", ALL)
 def test_as_an_app_it_asks_for_widgets_and_shows_results(path: Any) -> None:
+    """`extra.linearData`: the widgets it asks for, [node, name] each, and the nodes of results."""
     workflow = read(path)
     app, nodes = workflow["extra"]["linearData"], {n["id"]: n for n in workflow["nodes"]}
     assert app["inputs"]

@@ -52,6 +52,29 @@ def test_every_node_is_there_and_explains_itself(comfy: ComfyUI) -> None:
                     assert spec[1].get("tooltip"), f"{name}.{widget}"
 
 
+def test_the_essential_nodes_are_among_comfyuis(comfy: ComfyUI) -> None:
+    """Where this ComfyUI has such a list (after 0.8)."""
+    found = comfy.get("/object_info")
+    listed = {name for name, info in found.items() if info.get("essentials_category")}
+    if found["SaveVideo"].get("essentials_category"):
+        assert {"VFTEncode", "VFTDecode", "VFTTextToTokens"} <= listed
+    else:
+        assert not {name for name in listed if name.startswith("VFT")}
+
+
+def test_blueprints_are_listed(comfy: ComfyUI) -> None:
+    """Where this ComfyUI has subgraph blueprints (0.3.64 does not)."""
+    if not (comfy.checkout / "app" / "subgraph_manager.py").exists():
+        return
+    found = comfy.get("/global_subgraphs")
+    ours = {k: b["name"] for k, b in found.items() if PACK_NAME in b["info"]["node_pack"]}
+    files = {file.stem: file for file in (ROOT / "subgraphs").glob("*.json")}
+    assert sorted(ours.values()) == sorted(files)
+    for key, name in ours.items():
+        data = json.loads(comfy.get(f"/global_subgraphs/{key}")["data"])
+        assert data == json.loads(files[name].read_text("utf-8"))
+
+
 def test_every_node_has_a_help_page(comfy: ComfyUI) -> None:
     for name in our_nodes(comfy):
         page = comfy.fetch(f"/extensions/{PACK_NAME}/docs/{name}.md").decode()
