@@ -1,7 +1,8 @@
 """The ComfyUI node pack: nodes translate, `vft_lib` does the work.
 
-`loaders.py` models · `tokenizing.py` encode, truncate, decode · `generate.py` the prior ·
-`files.py` token files, cut and join · `show.py` sweep and info. `host.py` alone talks to ComfyUI.
+`loaders.py` models · `tokenizing.py` encode, decode · `generate.py` the prior ·
+`files.py` token files, truncate, cut and join · `show.py` sweep and info. `host.py` alone talks to
+ComfyUI.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import host
-from .files import JoinTokens, LoadTokens, SaveTokens, SliceTokens
+from .files import JoinTokens, LoadTokens, SaveTokens, SliceTokens, TruncatePrefix
 from .generate import ClassToTokens, RefineTokens, TextToTokens
 from .loaders import DownloadModel, LoadPrior, LoadTokenizer
 from .show import BudgetSweep, ExampleClip, TokensInfo
-from .tokenizing import Encode, FlowDecode, TruncatePrefix
+from .tokenizing import Encode, FlowDecode
 
 NODES: list[type[io.ComfyNode]] = [
     LoadTokenizer, LoadPrior, DownloadModel, Encode, TruncatePrefix, FlowDecode, TextToTokens,

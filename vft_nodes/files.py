@@ -1,4 +1,4 @@
-"""Token files in and out, and tokens cut and joined in time."""
+"""Token files in and out; tokens cut to a budget, and cut and joined in time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vft_lib import Tokens, VftError
+from ..vft_lib.clips.adaptive import truncate_adaptive
 from ..vft_lib.clips.cutting import join_tokens, slice_tokens
+from ..vft_lib.clips.refining import check_even
 from ..vft_lib.errors import one_line
 from ..vft_lib.files.packaged import packaged
+from ..vft_lib.prior.prior import bits_budget
 from . import host
 from .listed import TokenFiles, spellings, stamp_tokens
-from .loaders import LoadedTokenizer
+from .loaders import LoadedPrior, LoadedTokenizer
 from .tokenizing import per_frame, shown, summary
-from .types import TokenizerType, TokensType, checked, schema
+from .types import PriorType, TokenizerType, TokensType, advanced, checked, schema
 
 SUFFIX = ".vft"
 EXAMPLE = "example.vft [pack]"  # comes with the pack
@@ -117,6 +120,80 @@ class LoadTokens(io.ComfyNode):
         tokens = Tokens.load(token_file(file))
         text = f"{summary(tokens)}\nof tokenizer {tokens.tokenizer} ({tokens.fingerprint})"
         return io.NodeOutput(tokens, ui=shown(tokens, text))
+
+
+BY = ["tokens per frame", "tokens in all", "bytes", "information"]
+
+
+class TruncatePrefix(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "VFTTruncate", "VFT Truncate Prefix",
+            description="Keeps the first tokens of every latent frame: the coarse part of the "
+            "clip. Instant; nothing is encoded again.",
+            search_aliases=[
+                "token budget", "fewer tokens", "adaptive budget", "videoflextok truncate",
+            ],
+            inputs=[
+                TokensType.Input("tokens", tooltip="From VFT Encode, or any node with tokens."),
+                io.Combo.Input(
+                    "by", options=BY, default=BY[0],
+                    tooltip="What the budget counts. 'information' ignores it: a prior finds the "
+                    "smallest budget that keeps the share below.",
+                ),
+                io.Int.Input(
+                    "budget", default=8, min=1, max=1 << 30,
+                    tooltip="Tokens per latent frame, or tokens or bytes of the whole clip.",
+                ),
+                advanced(io.Float.Input(
+                    "keep_bits", default=0.9, min=0.01, max=1.0, step=0.01,
+                    tooltip="With 'information': the share of the clip's bits to keep.",
+                )),
+                PriorType.Input("prior", optional=True,
+                                tooltip="For 'information' and 'adaptive'."),
+                io.Boolean.Input(
+                    "adaptive", default=False, optional=True,
+                    tooltip="More tokens where more happens, by the prior's surprise, at the same "
+                    "size of the whole clip. 'tokens per frame' is then the mean.",
+                ),
+            ],
+            outputs=[
+                TokensType.Output(display_name="tokens", tooltip="The tokens kept."),
+                io.Int.Output(display_name="budget",
+                              tooltip="How many per latent frame, at most."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    @checked
+    def execute(
+        cls, tokens: Tokens, by: str, budget: int, keep_bits: float,
+        prior: LoadedPrior | None = None, adaptive: bool = False,
+    ) -> io.NodeOutput:  # fmt: skip
+        if adaptive:
+            if prior is None:
+                raise VftError("'adaptive' needs a prior: connect Load VFT Prior")
+            size: dict[str, Any] = {
+                "information": {"keep_bits": keep_bits}, "bytes": {"id_bytes": budget},
+                "tokens in all": {"count": budget},
+            }.get(by, {})  # fmt: skip
+            if not size:
+                tokens.truncate(budget)  # a mean beyond what there is, is refused in its words
+                size = {"count": budget * len(tokens.rows)}
+            kept = truncate_adaptive(prior.ready(), tokens, **size)
+            return io.NodeOutput(kept, kept.budget, ui=shown(kept))
+        if by == "information":
+            if prior is None:
+                raise VftError("'information' needs a prior: connect Load VFT Prior")
+            check_even(tokens, "how much each tells is not known any more")
+            budget = bits_budget(prior.ready().surprise(tokens)[0], keep_bits)
+        elif by == "tokens in all":
+            budget = tokens.budget_within(count=budget)
+        elif by == "bytes":
+            budget = tokens.budget_within(id_bytes=budget)
+        kept = tokens.truncate(budget)
+        return io.NodeOutput(kept, budget, ui=shown(kept))
 
 
 class JoinTokens(io.ComfyNode):

@@ -1,4 +1,4 @@
-"""The straight path: Encode, Truncate Prefix, Flow Decode."""
+"""The straight path: Encode and Flow Decode; how nodes show tokens."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
-from ..vft_lib.clips.adaptive import truncate_adaptive
 from ..vft_lib.clips.redo import Redo, Stretch, check_length
 from ..vft_lib.clips.stream import decode_frames, encode_file, encode_frames
 from ..vft_lib.image_features import check_encoder
-from ..vft_lib.prior.prior import bits_budget
 from ..vft_lib.tokenizer.parts import part_of
 from ..vft_lib.tokenizer.sampling import Sampling
 from ..vft_lib.video.frames import FITS, to_frames
 from . import host, vision
-from .loaders import LoadedPrior, LoadedTokenizer
+from .loaders import LoadedTokenizer
 from .pictures import FrameStore, image_frames, make_video, resampled, video_file
-from .types import PriorType, TokenizerType, TokensType, advanced, checked, schema, seed_input
+from .types import TokenizerType, TokensType, advanced, checked, schema, seed_input
 
 BARS = 96  # of a chart at most
 
@@ -144,79 +142,6 @@ class Encode(io.ComfyNode):
             tokenizer.model.image_encoder = None  # what travels on is the tokenizer alone
         text = "\n".join([tokenizer.told(summary(tokens)), *dict.fromkeys(problems)])
         return io.NodeOutput(tokens, ui=shown(tokens, text))
-
-
-BY = ["tokens per frame", "tokens in all", "bytes", "information"]
-
-
-class TruncatePrefix(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            "VFTTruncate", "VFT Truncate Prefix",
-            description="Keeps the first tokens of every latent frame: the coarse part of the "
-            "clip. Instant; nothing is encoded again.",
-            search_aliases=[
-                "token budget", "fewer tokens", "adaptive budget", "videoflextok truncate",
-            ],
-            inputs=[
-                TokensType.Input("tokens", tooltip="From VFT Encode, or any node with tokens."),
-                io.Combo.Input(
-                    "by", options=BY, default=BY[0],
-                    tooltip="What the budget counts. 'information' ignores it: a prior finds the "
-                    "smallest budget that keeps the share below.",
-                ),
-                io.Int.Input(
-                    "budget", default=8, min=1, max=1 << 30,
-                    tooltip="Tokens per latent frame, or tokens or bytes of the whole clip.",
-                ),
-                advanced(io.Float.Input(
-                    "keep_bits", default=0.9, min=0.01, max=1.0, step=0.01,
-                    tooltip="With 'information': the share of the clip's bits to keep.",
-                )),
-                PriorType.Input("prior", optional=True,
-                                tooltip="For 'information' and 'adaptive'."),
-                io.Boolean.Input(
-                    "adaptive", default=False, optional=True,
-                    tooltip="More tokens where more happens, by the prior's surprise, at the same "
-                    "size of the whole clip. 'tokens per frame' is then the mean.",
-                ),
-            ],
-            outputs=[
-                TokensType.Output(display_name="tokens", tooltip="The tokens kept."),
-                io.Int.Output(display_name="budget",
-                              tooltip="How many per latent frame, at most."),
-            ],
-        )  # fmt: skip
-
-    @classmethod
-    @checked
-    def execute(
-        cls, tokens: Tokens, by: str, budget: int, keep_bits: float,
-        prior: LoadedPrior | None = None, adaptive: bool = False,
-    ) -> io.NodeOutput:  # fmt: skip
-        if adaptive:
-            if prior is None:
-                raise VftError("'adaptive' needs a prior: connect Load VFT Prior")
-            size: dict[str, Any] = {
-                "information": {"keep_bits": keep_bits}, "bytes": {"id_bytes": budget},
-                "tokens in all": {"count": budget},
-            }.get(by, {})  # fmt: skip
-            if not size:
-                tokens.truncate(budget)  # a mean beyond what there is, is refused in its words
-                size = {"count": budget * len(tokens.rows)}
-            kept = truncate_adaptive(prior.ready(), tokens, **size)
-            return io.NodeOutput(kept, kept.budget, ui=shown(kept))
-        if by == "information":
-            if prior is None:
-                raise VftError("'information' needs a prior: connect Load VFT Prior")
-            budget = bits_budget(prior.ready().surprise(tokens)[0], keep_bits)
-        elif by == "tokens in all":
-            budget = tokens.budget_within(count=budget)
-        elif by == "bytes":
-            budget = tokens.budget_within(id_bytes=budget)
-        kept = tokens.truncate(budget)
-        return io.NodeOutput(kept, budget, ui=shown(kept))
 
 
 def decoding_inputs() -> list[io.Input]:

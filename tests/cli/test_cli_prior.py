@@ -110,6 +110,13 @@ def test_truncating_to_a_size_evenly_and_adaptively(
     assert f"{'budgets':18}{rows}" in lines
     facts = vft.json("decode", out, "-o", tmp_path / "o.mp4", "--steps", 1, "--budget", 3)
     assert (facts["frames"], facts["budget"]) == (30, 3)
+    fine = tmp_path / "fine.vft"
+    facts = vft.json("refine", out, "-k", 6, "-o", fine, "--prior", prior_file)
+    assert (facts["grid"], facts["ids"]) == ([9, 6], 54)
+    assert "surprise cannot be told" in vft.error("surprise", out, "--prior", prior_file)
+    assert "how much each tells" in vft.error(
+        "truncate", out, "--auto", "-o", fine, "--prior", prior_file
+    )
     again = ("truncate", out, "--adaptive", "--tokens", 15, "--prior", prior_file, "-o", out)
     assert "per latent frame already" in vft.error(*again)
     for sizes in ("-k 2 --bytes 9", "-k 2 --keep-bits 0.5", "--auto -k 2"):

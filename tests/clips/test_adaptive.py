@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tokenizer.test_tokenizer import clips
 
 from vft_lib.checkpoints.checkpoint import save_prior
 from vft_lib.clips.adaptive import judged, rows_for, truncate_adaptive
+from vft_lib.clips.refining import check_even, refine_tokens
 from vft_lib.errors import VftError
 from vft_lib.models.loading import load_tokenizer
 from vft_lib.prior.prior import Prior
@@ -121,6 +123,33 @@ def test_what_cannot_be_chosen(prior: Prior, tokens: Tokens) -> None:
     kept = truncate_adaptive(prior, tokens, count=40)
     with pytest.raises(VftError, match=r"these tokens hold 1 to \d per latent frame already"):
         truncate_adaptive(prior, kept, count=30)
+
+
+def test_refining_uneven_tokens_keeps_what_is_there(
+    prior: Prior, tokens: Tokens, tiny_tokenizer: Tokenizer
+) -> None:
+    kept = truncate_adaptive(prior, tokens, count=60)
+    words: dict[str, Any] = {"caption": "a red ball", "seed": 3}
+    steps: list[tuple[int, int]] = []
+    fine = refine_tokens(prior, kept, 8, progress=lambda *x: steps.append(x), **words)
+    assert fine.budgets is None and fine.ids.shape == (1, 17, 8)
+    there = kept.ids >= 0
+    assert torch.equal(fine.ids[..., : kept.budget][there], kept.ids[there])
+    assert int(fine.ids.min()) >= 0 and int(fine.ids.max()) < 64_000
+    assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]
+    assert torch.equal(refine_tokens(prior, kept, 8, **words).ids, fine.ids)
+    assert not torch.equal(refine_tokens(prior, kept, 8, **words | {"seed": 4}).ids, fine.ids)
+    assert tiny_tokenizer.decode(fine, steps=1).shape[2] == tokens.frames
+    even = tokens.truncate(3)
+    assert torch.equal(
+        refine_tokens(prior, even, 6, **words).ids, prior.refine(even, 6, **words).ids
+    )
+    two = tokens.truncate([2] * 5 + [6] * 12)
+    assert torch.equal(refine_tokens(prior, two, 6, **words).ids[:, 5:], tokens.ids[:, 5:, :6])
+    with pytest.raises(VftError, match="up to 6 per latent frame already"):
+        refine_tokens(prior, two, 5)
+    with pytest.raises(VftError, match="so it cannot be told"):
+        check_even(kept, "it cannot be told")
 
 
 TWO_MINUTES = """

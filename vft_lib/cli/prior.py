@@ -102,25 +102,28 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _refine(args: argparse.Namespace) -> None:
+    from ..clips.refining import refine_tokens
     from ..tokens import Tokens
 
     check_place(args.out)
     tokens = Tokens.load(args.tokens)
     prior = load_prior_for(args)
-    refined = prior.refine(
-        tokens, args.budget, **_words(args, args.caption), seed=args.seed, guidance=args.guidance,
-        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
+    refined = refine_tokens(
+        prior, tokens, args.budget, **_words(args, args.caption), seed=args.seed,
+        guidance=args.guidance, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
         progress=args.bars("write"),
     )  # fmt: skip
     save_tokens(args, refined, args.out)
 
 
 def _surprise(args: argparse.Namespace) -> None:
+    from ..clips.refining import check_even
     from ..tokens import Tokens
 
     if args.plot is not None:
         check_place(args.plot)
     tokens = Tokens.load(args.tokens)
+    check_even(tokens, "their surprise cannot be told")
     prior = load_prior_for(args)
     words = _words(args, args.caption)
     bits = prior.surprise(tokens, **words)[0]

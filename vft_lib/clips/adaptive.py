@@ -9,6 +9,7 @@ from torch import Tensor
 from ..errors import VftError
 from ..prior.prior import Prior
 from ..tokens import Tokens
+from .refining import check_even
 
 LOOKED_BACK = 8  # latent frames in which a repetition is looked for: two chunks of 17 frames
 REPEATED = 1.0  # bits at most of an id that is one
@@ -27,11 +28,7 @@ def truncate_adaptive(
     """
     if (count is not None) + (id_bytes is not None) + (keep_bits is not None) != 1:
         raise VftError("give a number of ids, of bytes, or a share of bits to keep, one of them")
-    if tokens.budgets is not None:
-        raise VftError(
-            f"these tokens hold {min(tokens.budgets)} to {tokens.budget} per latent frame already; "
-            "choose budgets anew for the tokens that these were cut from"
-        )
+    check_even(tokens, "what others are worth is not known any more")
     if keep_bits is not None and not 0 < keep_bits <= 1:
         raise VftError(f"the share of bits to keep is {keep_bits}; choose more than 0, at most 1")
     limit = None if keep_bits is not None else tokens.within(count=count, id_bytes=id_bytes)
