@@ -144,6 +144,14 @@ def image_from_batch(image: Tensor, batch_index: int, length: int) -> tuple:
     return (image[batch_index : batch_index + length].clone(),)
 
 
+def repeat_image_batch(image: Tensor, amount: int) -> tuple:
+    return (image.repeat(amount, 1, 1, 1),)
+
+
+def image_batch(image1: Tensor, image2: Tensor) -> tuple:
+    return (torch.cat([image1, image2]),)
+
+
 def empty_image(width: int, height: int, batch_size: int, color: int) -> tuple:
     rgb = torch.tensor([color >> 16 & 255, color >> 8 & 255, color & 255]) / 255
     return (rgb.expand(batch_size, height, width, 3).clone(),)
@@ -190,7 +198,8 @@ def clip_vision_loader(clip_name: str) -> tuple:
 
 CORE: dict[str, Callable[..., tuple]] = {
     "SaveVideo": save_video, "PreviewImage": preview_image, "PreviewAny": preview_any,
-    "ImageFromBatch": image_from_batch, "EmptyImage": empty_image,
+    "ImageFromBatch": image_from_batch, "RepeatImageBatch": repeat_image_batch,
+    "ImageBatch": image_batch, "EmptyImage": empty_image,
     "ImageCompositeMasked": composite, "CLIPLoader": clip_loader,
     "CLIPVisionLoader": clip_vision_loader,
 }  # fmt: skip

@@ -1,5 +1,5 @@
-"""`python tests/workflow_pictures.py` draws the pictures of workflows 01 to 07 anew, from what the
-default models make, and that of 11, whose published models have to be downloaded: the clip that
+"""`python tests/workflow_pictures.py` draws the pictures of workflows 01 to 07 and 10 anew, from what
+the default models make, and that of 11, whose published models have to be downloaded: the clip that
 goes in. (08 and 09 were drawn the same way.)"""
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vft_lib import load_prior, load_tokenizer
+from vft_lib.clips.adaptive import truncate_adaptive
+from vft_lib.prior.prior import Prior
+from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 from vft_lib.video.frames import to_frames, to_tensor
 from vft_lib.world import world
@@ -65,9 +68,29 @@ def published() -> None:
     )  # fmt: skip
 
 
+def adaptive(tokenizer: Tokenizer, prior: Prior) -> None:
+    """Workflow 10: ten seconds that move, the last picture for ten more, and the budgets below."""
+    moving = clip(122, 81)
+    video = torch.cat([moving, moving[:, -1:].expand(-1, 80, -1, -1)], 1)
+    kept = truncate_adaptive(prior, tokenizer.encode(video, fps=8.0), id_bytes=700)
+    half = len(kept.rows) // 2
+    each = [sum(rows) / len(rows) for rows in (kept.rows[:half], kept.rows[half:])]
+    made = tokenizer.decode(kept)[0]
+    bars = torch.full((3, 161, 64, 64), -0.8)
+    for i in range(161):
+        row = kept.rows[min(i // 4, len(kept.rows) - 1)]
+        bars[:, i, 64 - 4 * row :, 8:56] = torch.tensor([-0.38, 0.68, 0.49])[:, None, None]
+    picture(
+        "10_long_clip_adaptive", "More tokens where more happens",
+        f"700 bytes: {each[0]:.1f} tokens a frame while it moves, {each[1]:.1f} while it is still",
+        [("", made), ("tokens per latent frame over time, up to 16", bars)], 80,
+    )  # fmt: skip
+
+
 def main() -> None:
     published()
     tokenizer, prior = load_tokenizer("default"), load_prior("default")
+    adaptive(tokenizer, prior)
 
     def shown(tokens: Tokens, first: Tensor | None = None) -> Tensor:
         return tokenizer.decode(tokens, first_frame=first)[0]

@@ -31,6 +31,8 @@ CORE = {
     "PreviewImage": (["images: IMAGE"], []),
     "PreviewAny": (["source: *"], []),
     "ImageFromBatch": (["image: IMAGE", "batch_index: INT", "length: INT"], ["IMAGE"]),
+    "RepeatImageBatch": (["image: IMAGE", "amount: INT"], ["IMAGE"]),
+    "ImageBatch": (["image1: IMAGE", "image2: IMAGE"], ["IMAGE"]),
     "EmptyImage": (["width: INT", "height: INT", "batch_size: INT", "color: INT"], ["IMAGE"]),
     "ImageCompositeMasked": (
         ["destination: IMAGE", "source: IMAGE", "mask: MASK?", "x: INT", "y: INT",
@@ -280,6 +282,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "07_share_tokens": {"frames": [33], "budgets": [8, 16]},
     "08_published_tokenizer": {"frames": [33, 33], "budgets": [32]},
     "09_published_text_to_video": {"frames": [17], "budgets": [32]},
+    "10_long_clip_adaptive": {"frames": [161], "budgets": [16]},
     "11_semantok_encode": {"frames": [33, 33], "budgets": [32]},
 }
 """Frames of the videos saved, and budgets of the tokens made from others' or from words."""
