@@ -1,6 +1,6 @@
-"""`python tests/workflow_pictures.py` draws the pictures of workflows 01 to 07 and 10 anew, from what
-the default models make, and that of 11, whose published models have to be downloaded: the clip that
-goes in. (08 and 09 were drawn the same way.)"""
+"""`python tests/workflow_pictures.py` draws the pictures of workflows 01 to 07 and 10 anew, from
+what the default models make, and that of 11, whose published models have to be downloaded: the clip
+that goes in. (08 and 09 were drawn the same way.)"""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ API_PROMPTS = ROOT / "tests" / "workflows" / "api"
 
 SHAPES = {
     "01_original": (33, 256, 256), "01_rebuilt": (33, 64, 64), "02_text_to_video": (17, 64, 64),
-    "03_long_clip": (161, 64, 64),
-    "10_long_clip_adaptive": (161, 64, 64), "04_budget_sweep": (33, 562, 780), "05_coarse": (17, 64, 64),
+    "03_long_clip": (161, 64, 64), "10_long_clip_adaptive": (161, 64, 64),
+    "04_budget_sweep": (33, 562, 780), "05_coarse": (17, 64, 64),
     "05_refined": (17, 64, 64), "06_plain": (17, 64, 64), "06_edited": (17, 64, 64),
     "07_share": (33, 64, 64), "08_original": (33, 256, 256),
     "11_original": (33, 128, 128),
