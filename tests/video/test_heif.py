@@ -15,12 +15,13 @@ from vft_lib.cli.vft import main
 from vft_lib.clips.stream import encode_file
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
-from vft_lib.video.frames import VideoError
+from vft_lib.video.frames import VideoError, fit_frame
 from vft_lib.video.heif_in import read_still
 from vft_lib.video.video_in import probe, read_frames, read_image
 from vft_lib.video.video_out import write_png
 from video.heif import Heif, box, full
 from video.test_pictures import INPUTS
+from video.test_video_inputs import memory_peak
 
 CODECS = ["hvc1", "av01"]
 
@@ -184,6 +185,22 @@ def test_a_damaged_tile_is_black_and_told(tmp_path: Path) -> None:
     (frame,) = read_frames(path, on_problem=told.append)
     assert told == ["a.heic: parts of the picture are damaged, 1 of 6 tiles."]
     assert frame[:64, 128:].max() == 0 and same(frame[64:], pixels[64:])
+
+
+def test_a_large_still_is_made_smaller_while_it_is_read(tmp_path: Path) -> None:
+    heif, pixels = Heif("hvc1", tmp_path), np.zeros((640, 640, 3), np.uint8)
+    pixels[:320, :, 0] = pixels[:, :320, 1] = 200
+    tile = heif.picture(pixels)
+    side = 9 * 640  # one tile, shown 81 times: 33 million pixels
+    layout = struct.pack(">BBBBHH", 0, 0, 8, 8, side, side)
+    item = heif.add(b"grid", layout, full(b"ispe", 0, 0, struct.pack(">II", side, side)))
+    heif.refer(b"dimg", item, *[tile] * 81)
+    path = heif.write(tmp_path / "a.heic", item)
+    with memory_peak() as grown:
+        small = read_image(path, (90, 90))
+        assert grown() < 180 << 20  # the picture itself has 100 MB
+    expected = fit_frame(np.tile(pixels[::16, ::16], (9, 9, 1)), (90, 90), "crop")
+    assert small.shape == (90, 90, 3) and np.abs(small.astype(int) - expected).mean() < 6
 
 
 def test_kinds_of_pictures_that_are_not_read_say_so(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import socket
 import struct
 import subprocess
@@ -35,6 +36,7 @@ from vft_lib.video.video_in import check_source, probe, read_frames, read_image
 from vft_lib.video.video_out import write_video
 from video.test_video_io import encode, flat, indices
 
+INPUTS = Path(__file__).parent / "inputs"
 READ_DAMAGED = Path(__file__).parents[1] / "read_damaged.py"
 DAMAGES = 40  # of each kind of file
 
@@ -79,6 +81,9 @@ def whole_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encode(folder / "whole.avi", clip, codec="mpeg4", options=plain)
     encode(folder / "whole.flv", clip, codec="flv1")
     encode(folder / "whole.mov", clip, codec="qtrle", pix_fmt="rgb24")
+    encode(folder / "whole.mts", clip, options=plain | {"x264-params": "tff=1"})
+    for name in ("alpha-vp9.webm", "hlg.mp4", "tiled.heic"):
+        shutil.copy(INPUTS / name, folder / f"whole.{name.partition('.')[0]}")
     images = [Image.fromarray(frame) for frame in clip[:8]]
     for name in ("whole.gif", "whole.webp", "whole.png"):
         images[0].save(folder / name, save_all=True, append_images=images[1:], duration=80)
@@ -89,7 +94,7 @@ def whole_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_random_damage_gives_frames_or_one_line_and_nothing_else(whole_files: Path) -> None:
-    """Twelve kinds of file, 40 damages each. Found an IndexError (GIF), a ValueError of PyAV's side
+    """Sixteen kinds, 40 damages each. Found an IndexError (GIF), a ValueError of PyAV's side
     data, a 200 megapixel frame in a 20 kB FLV, and a picture held for years."""
     command = [
         sys.executable,
@@ -104,7 +109,7 @@ def test_random_damage_gives_frames_or_one_line_and_nothing_else(whole_files: Pa
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert run.returncode == 0, f"{run.stderr[-2000:]}\nafter {lines[-1:]}"
     done = [line for line in lines if "outcome" in line]
-    assert len(done) == 12 * DAMAGES
+    assert len(done) == 16 * DAMAGES
     slowest = max(done, key=lambda line: float(line["seconds"]))
     assert slowest["seconds"] < 10, slowest
     assert done[-1]["megabytes"] - done[0]["megabytes"] < 600

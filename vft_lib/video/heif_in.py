@@ -15,10 +15,11 @@ from typing import Any
 import av
 import numpy as np
 from av.error import FFmpegError
+from PIL import Image
 
 from .frames import VideoError
 from .pixels import Converter
-from .shots import Matrix, Problem, Shot, Size, check_pixels, upright
+from .shots import Matrix, Problem, Shot, Size, check_pixels, reduction, upright
 
 _META = 1 << 22  # bytes; that of a picture of 300 tiles has 10,000
 _CODED = 1 << 30  # bytes of all tiles together
@@ -76,8 +77,11 @@ def read_still(file: Path) -> Still | None:
         ) from error
 
 
-def still_shots(still: Still, file: Path, problem: Problem) -> Generator[Shot, None, None]:
-    """The picture, with a duration of 0. Tiles that cannot be decoded stay black and are told."""
+def still_shots(
+    still: Still, file: Path, problem: Problem, size: Size | None = None
+) -> Generator[Shot, None, None]:
+    """The picture, with a duration of 0; a large one comes smaller, yet larger than `size`. Tiles
+    that cannot be decoded stay black and are told."""
     pixels = _assembled(still, file, problem)
     if still.alpha is not None:
         opacity = _assembled(still.alpha, file, problem)[: len(pixels), : pixels.shape[1], :1]
@@ -86,8 +90,12 @@ def still_shots(still: Still, file: Path, problem: Problem) -> Generator[Shot, N
             shown = (rows.astype(np.uint16) * opacity[top : top + 256][: len(rows)] + 127) // 255
             rows[:] = shown.astype(np.uint8)
     top, left, height, width = still.crop
-    shown = upright(pixels[top : top + height, left : left + width], still.matrix)
-    yield Shot(0.0, 0.0, partial(np.array, shown))
+    pixels = pixels[top : top + height, left : left + width]
+    factor = reduction((height, width), size)
+    if factor > 1:  # in bands, to need no second picture of that size
+        bands = (Image.fromarray(pixels[y : y + factor]) for y in range(0, height, factor))
+        pixels = np.concatenate([np.array(band.reduce(factor)) for band in bands])
+    yield Shot(0.0, 0.0, partial(np.array, upright(pixels, still.matrix)))
 
 
 def _assembled(still: Still, file: Path, problem: Problem) -> np.ndarray:

@@ -153,7 +153,7 @@ def read_frames(
 
             still = read_still(file)
             if still is not None:
-                source = still_shots(still, file, problem)
+                source = still_shots(still, file, problem, size)
             else:
                 source = av_shots(file, start, problem, size)
         target, shown = size, None
