@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vft_lib.cli.vft import main
-from vft_lib.models.loading import load_tokenizer
+from vft_lib.models.loading import load_tokenizer, usual_dtype
 from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
@@ -71,3 +71,38 @@ def test_speed_and_memory_options_that_make_no_sense(
     model = ["--tokenizer", str(tiny_checkpoint), "--device", "cpu"]
     assert main(["decode", str(tokens), "-o", str(tmp_path / "o.mp4"), *model, *option]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["mps", "xpu", "cuda"])
+def test_a_device_that_is_not_here_is_one_line(
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (torch.backends.mps, torch.xpu, torch.cuda):
+        monkeypatch.setattr(module, "is_available", lambda: False)
+    assert main(["info", "--device", kind]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        f"vft: error: this machine has no {kind.upper()} device that torch can use; give "
+        "--device cpu\n"
+    )
+    for unknown in ("gpu", "meta", f"{kind}:x"):
+        assert main(["info", "--device", unknown]) == 2
+        assert f"--device {unknown} is unknown; give cpu, cuda, mps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "hip", "dtype"),
+    [
+        ("cpu", (0, 0), None, torch.float32), ("mps", (0, 0), None, torch.float32),
+        ("xpu", (0, 0), None, torch.float32), ("cuda", (7, 5), None, torch.float16),
+        ("cuda", (8, 0), None, torch.bfloat16), ("cuda", (9, 0), "6.4", torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_the_number_format_that_a_device_multiplies_in(
+    kind: str, capability: tuple[int, int], hip: str | None, dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The table of docs/models.md; a card before Ampere emulates bfloat16, slowly."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert usual_dtype(torch.device(kind)) == dtype

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from vft_lib.cli.vft import main
-from vft_lib.errors import MAX_MESSAGE, TokenFileError, VftError, one_line
+from vft_lib.errors import MAX_MESSAGE, CheckpointError, TokenFileError, VftError, one_line
 from vft_lib.files.untrusted import DEPTH, HEADER_BYTES, plain, read_json, read_literal
+from vft_lib.models.loading import load_prior
 from vft_lib.tokens import Tokens
 
 SEEDS = sorted((Path(__file__).parents[1] / "fuzz" / "seeds").glob("*/*"))
@@ -167,3 +168,26 @@ def test_a_clip_s_name_does_not_reach_the_terminal_as_it_is(
 def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.vft")
     assert "no regular file" in refused(tmp_path / "a.vft")
+
+
+@pytest.mark.parametrize("place", ["model.safetensors", "folder"])
+def test_a_git_lfs_pointer_in_place_of_a_model(
+    tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a clone holds where Git LFS is not installed."""
+    file = tmp_path / "model.safetensors"
+    file.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 123456789\n"
+    )
+    named = str(tmp_path if place == "folder" else file)
+    tokens = str(tmp_path / "t.vft")
+    for args in (["info", named], ["convert", named, str(tmp_path / "out.safetensors")]):
+        assert main(args) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(file) in line
+        assert "Git LFS pointer, which stands for the file; run `git lfs pull`" in line
+    Path(tokens).write_bytes(file.read_bytes())
+    assert main(["info", tokens]) == 2
+    assert "git lfs pull" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        load_prior(file, device="cpu")

@@ -418,4 +418,21 @@ def test_the_compiled_step_writes_the_same_ids(prior: Prior, backend: str) -> No
         compiled = copy.deepcopy(made).compile_step(backend)
         again = compiled.generate(captions, budget=4, temperature=0, guidance=guidance)
         assert compiled.compiled is not None
+        assert compiled.compiled.done
         assert torch.equal(again.ids, plain.ids)
+
+
+def test_a_step_that_cannot_be_compiled_writes_as_it_is(prior: Prior) -> None:
+    """Without a C++ compiler `vft generate --compile` ended in a traceback."""
+
+    def broken(*args: Any) -> Any:
+        raise RuntimeError("Failed to find C compiler")  # Triton's words
+
+    made = copy.deepcopy(prior)
+    plain = made.generate(["a red ball"], budget=2, temperature=0)
+    compiled = copy.deepcopy(made).compile_step(broken)
+    assert torch.equal(compiled.generate(["a red ball"], budget=2, temperature=0).ids, plain.ids)
+    assert compiled.compiled is not None
+    assert compiled.compiled.problem == (
+        "RuntimeError: Failed to find C compiler; install one (g++ or clang), or do not compile"
+    )

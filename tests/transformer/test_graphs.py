@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -195,3 +198,30 @@ def test_a_cuda_graph_writes_the_ids_of_its_own_path() -> None:
         written.append(prior.generate("a red ball", budget=8, seed=5).ids)
         assert graphs.failures == []
     assert torch.equal(*written)
+
+
+WITHOUT_COMPILER = """
+import torch
+from vft_lib.transformer.graphs import Compiled
+step = Compiled(lambda x: torch.sin(x) * 2)
+assert torch.equal(step(torch.ones(3)), torch.sin(torch.ones(3)) * 2)
+print(step.problem)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="finds compilers by other ways than PATH")
+def test_without_a_compiler_a_step_runs_as_written_and_says_what_to_install(tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if k not in ("CC", "CXX")}
+    env |= {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert "No working C++ compiler found" in run.stdout
+    assert run.stdout.endswith("; install one (g++ or clang), or do not compile\n")
+    assert "; install one (g++ or clang), or do not compile" in run.stderr, "a warning"

@@ -26,10 +26,10 @@ def add_bench_parser(commands: Any) -> None:
         "sizes", nargs="*", metavar="SIZE",
         help="default, k600, d28, prior-d16 (the last three on made-up weights)",
     )  # fmt: skip
-    bench.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    bench.add_argument("--device", default="auto", help="cpu, cuda, mps, xpu or auto (default)")
     bench.add_argument(
         "--dtype", default="auto", choices=("float32", "bfloat16", "float16", "auto"),
-        help="auto: bfloat16 on CUDA, else float32",
+        help="auto: bfloat16 (float16 on cards without it) on a GPU, else float32",
     )  # fmt: skip
     bench.add_argument("--attention", default="auto", help="auto (default), sdpa, xformers or flex")
     bench.add_argument("--repeat", type=int, default=3, metavar="N", help="the best of N runs")
@@ -53,10 +53,10 @@ def _bench(args: argparse.Namespace) -> None:
     import torch
 
     from ..measure.bench import run_bench
+    from ..models.loading import usual_dtype
 
     device = device_of(args) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    usual = torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = usual if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = usual_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
     rows, facts = run_bench(
         args.sizes or ["default"], device, dtype, repeat=max(1, args.repeat),
         attention=args.attention, progress=args.bars("bench"),

@@ -31,12 +31,22 @@ def device_of(args: argparse.Namespace) -> torch.device | None:
     """What --device asks for; None: automatic."""
     import torch
 
+    if args.device == "auto":
+        return None
+    known: dict[str, Callable[[], bool]] = {
+        "cpu": lambda: True, "cuda": torch.cuda.is_available, "xpu": torch.xpu.is_available,
+        "mps": torch.backends.mps.is_available,
+    }  # fmt: skip
     try:
-        device = None if args.device == "auto" else torch.device(args.device)
-    except RuntimeError:
-        raise VftError(f"--device {args.device} is unknown; give cpu, cuda or auto") from None
-    if device is not None and device.type == "cuda" and not torch.cuda.is_available():
-        raise VftError("this machine has no CUDA device that torch can use; give --device cpu")
+        device = torch.device(args.device)
+        there = known[device.type]()
+    except (RuntimeError, KeyError):
+        raise VftError(
+            f"--device {args.device} is unknown; give cpu, cuda, mps, xpu or auto"
+        ) from None
+    if not there:
+        kind = device.type.upper()
+        raise VftError(f"this machine has no {kind} device that torch can use; give --device cpu")
     return device
 
 

@@ -83,10 +83,10 @@ def build_parser() -> argparse.ArgumentParser:
     model = argparse.ArgumentParser(add_help=False)
     group = model.add_argument_group("tokenizer")
     group.add_argument("--tokenizer", default="default", metavar="NAME|PATH")
-    group.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    group.add_argument("--device", default="auto", help="cpu, cuda, mps, xpu or auto (default)")
     group.add_argument(
         "--dtype", default="auto", choices=("float32", "bfloat16", "float16", "auto"),
-        help="auto: bfloat16 on CUDA, else float32",
+        help="auto: bfloat16 (float16 on cards without it) on a GPU, else float32",
     )  # fmt: skip
     model.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import printable
 
+POINTER = b"version https://git-lfs"  # how such files begin
 HEADER_BYTES = 1 << 23  # of a safetensors file: 10 GB of published weights have 0.3 MB
 NAME_CHARS = 256  # of a tensor's name; published ones have up to 100
 AXES = 8  # of a tensor
@@ -33,6 +34,10 @@ def open_tensors(path: Path, framework: str) -> Any:
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")
     with path.open("rb") as f:
+        if f.read(len(POINTER)) == POINTER:
+            why = "it is a Git LFS pointer, which stands for the file"
+            raise ValueError(f"{why}; run `git lfs pull` in its folder")
+        f.seek(0)
         size = int.from_bytes(f.read(8), "little")
         if size > HEADER_BYTES:
             raise ValueError(f"its header has {size} bytes; expected at most {HEADER_BYTES}")

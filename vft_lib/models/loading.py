@@ -57,8 +57,8 @@ def load_tokenizer(
     for all), or the catalogue name or hub id of a model that `vft download` has fetched. Never
     downloads anything itself.
 
-    `device` defaults to CUDA where there is one. `dtype` defaults to bfloat16 on CUDA and float32
-    on the CPU. `ops` has the layer classes to build with, those of `torch.nn` unless given. Raises
+    `device` defaults to CUDA where there is one, `dtype` to :func:`usual_dtype` of the device.
+    `ops` has the layer classes to build with, those of `torch.nn` unless given. Raises
     CheckpointError, with one line, for anything but a sound file.
     """
     source = Source.open(resolve(name))
@@ -112,6 +112,16 @@ def load_image_encoder(
     return build_dino(config, source, str(source.path), torch.device(device))
 
 
+def usual_dtype(device: torch.device) -> torch.dtype:
+    """What models compute in unless told otherwise: on a CUDA or ROCm device bfloat16, float16 on
+    cards that have no instructions for it (before Ampere), float32 everywhere else."""
+    if device.type != "cuda":
+        return torch.float32
+    if torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16
+    return torch.float16
+
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -123,7 +133,7 @@ def _filled(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    dtype = dtype or usual_dtype(device)
     state = {k: weights[k].to(device, dtype) for k in weights}
     model.load_state_dict(state, strict=True, assign=True)
     return model.to(device).eval().requires_grad_(False)  # .to: buffers that are no weights

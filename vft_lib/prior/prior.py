@@ -23,7 +23,7 @@ from ..errors import VftError
 from ..tokenizer.parts import Progress, part_of
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
-from ..transformer.graphs import Graphs, Pace
+from ..transformer.graphs import Compiled, Graphs, Pace
 from .checks import (
     check_bound,
     check_budget,
@@ -53,7 +53,7 @@ class Prior(nn.Module):
         self.network = PriorNetwork(config, ops)
         encoder = config.text_encoder
         self.text = None if encoder is None else TextEncoder(encoder, ops)
-        self.compiled: Callable[..., Tensor] | None = None
+        self.compiled: Compiled | None = None
         self.graphs = Graphs()
         """The step of one id as a CUDA graph; `graphs.use` is its switch."""
         self._device: torch.device | None = None
@@ -212,11 +212,12 @@ class Prior(nn.Module):
         """One id a row `[B]`, chosen for position at-1 -> what the head reads at `at` `[B,1,d]`."""
         return self.network.trunk(self.network.next_input(ids, condition, at), condition, cache, at)
 
-    def compile_step(self, backend: str = "inductor") -> Prior:
+    def compile_step(self, backend: str | Callable[..., Any] = "inductor") -> Prior:
         """Compile the step of one id from now on (torch.compile). Shapes never change
         from step to step: it is compiled once for each batch size and budget, which takes a while,
-        so it pays for many clips. The ids are the same. Returns self."""
-        self.compiled = torch.compile(self.step, fullgraph=True, dynamic=False, backend=backend)
+        so it pays for many clips. The ids are the same. Returns self. Where it cannot be compiled
+        it runs as written, and `compiled.problem` says why."""
+        self.compiled = Compiled(self.step, backend)
         return self
 
     def _write(

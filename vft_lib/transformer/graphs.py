@@ -187,6 +187,8 @@ class Compiled:
                 return result
             except self._failures as e:
                 self.problem = _why(getattr(e, "inner_exception", None) or e)
+                if "compiler" in self.problem.lower():  # inductor's words, and Triton's
+                    self.problem += "; install one (g++ or clang), or do not compile"
                 log.warning("a step runs as written, not compiled: %s", self.problem)
         return self.step(*inputs)
 
