@@ -174,10 +174,11 @@ class TruncatePrefix(io.ComfyNode):
         if adaptive:
             if prior is None:
                 raise VftError("'adaptive' needs a prior: connect Load VFT Prior")
-            size: dict[str, Any] = {
+            sizes: dict[str, dict[str, Any]] = {
                 "information": {"keep_bits": keep_bits}, "bytes": {"id_bytes": budget},
                 "tokens in all": {"count": budget},
-            }.get(by, {})  # fmt: skip
+            }  # fmt: skip
+            size = sizes.get(by, {})
             if not size:
                 tokens.truncate(budget)  # a mean beyond what there is, is refused in its words
                 size = {"count": budget * len(tokens.rows)}
