@@ -169,14 +169,21 @@ class ComfyUI:
         self.fetch("/interrupt", {})
 
     def free(self) -> None:
-        """The button Unload Models and Free Memory; returns when that is done.
+        """The button Unload Models and Free Memory; returns when that is done: its memory has been
+        the same for four seconds, as nothing else tells of it, and a machine may be busy.
 
         Pressed twice: it sets two flags, and a worker that acts on the first may miss the second
         one until something else wakes it.
         """
         for _ in range(2):
             self.fetch("/free", {"unload_models": True, "free_memory": True})
-            time.sleep(2)
+            if not Path("/proc/self/status").exists():
+                time.sleep(2)
+                continue
+            seen = [self.memory]
+            while len(seen) < 5 or max(seen[-5:]) - min(seen[-5:]) > 1 << 20:
+                time.sleep(1)
+                seen.append(self.memory)
 
     @contextmanager
     def page(self, client: str) -> Iterator[ClientConnection]:
