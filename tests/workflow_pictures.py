@@ -13,10 +13,13 @@ from torch import Tensor
 
 from vft_lib import load_prior, load_tokenizer
 from vft_lib.clips.adaptive import truncate_adaptive
+from vft_lib.files.packaged import packaged
+from vft_lib.measure.demo import EXAMPLE
 from vft_lib.prior.prior import Prior
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 from vft_lib.video.frames import to_frames, to_tensor
+from vft_lib.video.video_in import read_frames
 from vft_lib.world import world
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +53,14 @@ def picture(name: str, title: str, said: str, rows: list[tuple[str, Tensor]], si
 
 
 def clip(seed: int, frames: int) -> Tensor:
-    return to_tensor(list(world.make_clip(seed, frames=frames, size=64).video))
+    return to_tensor(list(world.make_clip(seed, frames=frames, size=128).video))
+
+
+def real_clip(frames: int) -> Tensor:
+    """The example that comes with the pack, forwards and backwards."""
+    shown = list(read_frames(packaged(EXAMPLE), size=(128, 128)))
+    there_and_back = shown + shown[-2:0:-1]
+    return to_tensor(there_and_back[i % len(there_and_back)] for i in range(frames))
 
 
 def parts(video: Tensor, count: int) -> list[tuple[str, Tensor]]:
@@ -70,20 +80,20 @@ def published() -> None:
 
 def adaptive(tokenizer: Tokenizer, prior: Prior) -> None:
     """Workflow 10: ten seconds that move, the last picture for ten more, and the budgets below."""
-    moving = clip(122, 81)
+    moving = real_clip(81)
     video = torch.cat([moving, moving[:, -1:].expand(-1, 80, -1, -1)], 1)
-    kept = truncate_adaptive(prior, tokenizer.encode(video, fps=8.0), id_bytes=700)
+    kept = truncate_adaptive(prior, tokenizer.encode(video, fps=8.0), id_bytes=2700)
     half = len(kept.rows) // 2
     each = [sum(rows) / len(rows) for rows in (kept.rows[:half], kept.rows[half:])]
     made = tokenizer.decode(kept)[0]
     bars = torch.full((3, 161, 64, 64), -0.8)
     for i in range(161):
         row = kept.rows[min(i // 4, len(kept.rows) - 1)]
-        bars[:, i, 64 - 4 * row :, 8:56] = torch.tensor([-0.38, 0.68, 0.49])[:, None, None]
+        bars[:, i, 64 - row // 2 :, 8:56] = torch.tensor([-0.38, 0.68, 0.49])[:, None, None]
     picture(
         "10_long_clip_adaptive", "More tokens where more happens",
-        f"700 bytes: {each[0]:.1f} tokens a frame while it moves, {each[1]:.1f} while it is still",
-        [("", made), ("tokens per latent frame over time, up to 16", bars)], 80,
+        f"2,700 bytes: {each[0]:.1f} tokens a frame while it moves, {each[1]:.1f} while it is still",
+        [("", made), ("tokens per latent frame over time, up to 128", bars)], 80,
     )  # fmt: skip
 
 
@@ -95,35 +105,35 @@ def main() -> None:
     def shown(tokens: Tokens, first: Tensor | None = None) -> Tensor:
         return tokenizer.decode(tokens, first_frame=first)[0]
 
-    video = clip(42, 33)
+    video = real_clip(33)
     tokens = tokenizer.encode(video, fps=8.0)
-    eight = tokens.truncate(8)
+    some = tokens.truncate(32)
     picture(
         "01_reconstruct_at_any_budget", "One clip, any number of tokens",
-        "64 px default tokenizer; 4 s at 8 frames per second",
+        "128 px default tokenizer; 4 s at 8 frames per second",
         [("original", video),
-         (f"from 8 of 16 tokens per latent frame: {2 * eight.ids.numel()} bytes", shown(eight))],
+         (f"from 32 of 128 tokens per latent frame: {2 * some.ids.numel()} bytes", shown(some))],
         92,
     )  # fmt: skip
-    caption = "a red ball bounces to the right"
+    caption = "a red ball bounces up and down, then moves to the right"
     picture(
-        "02_text_to_video", "From words to a clip", f"“{caption}”",
-        parts(shown(prior.generate(caption, budget=8, seed=0)), 2), 108,
+        "02_text_to_video", "From words to ten seconds", f"“{caption}”",
+        parts(shown(prior.generate(caption, budget=16, seed=0)), 2), 108,
     )  # fmt: skip
-    long = tokenizer.encode(clip(122, 161), fps=8.0)
-    long = long.truncate(long.budget_within(id_bytes=700))
+    long = tokenizer.encode(real_clip(161), fps=8.0)
+    long = long.truncate(long.budget_within(id_bytes=2700))
     picture(
         "03_long_clip_streaming", "Twenty seconds, chunk by chunk",
         f"161 frames from {2 * long.ids.numel()} bytes of tokens, in bounded memory",
         parts(shown(long), 3), 68,
     )  # fmt: skip
-    budgets = (1, 2, 4, 8, 16)
+    budgets = (1, 4, 16, 32, 128)
     picture(
         "04_budget_sweep", "Every budget, one below the other",
         f"the original, then {', '.join(map(str, budgets))} tokens per latent frame",
         [("", video), *(("", shown(tokens.truncate(k))) for k in budgets)], 32,
     )  # fmt: skip
-    few = tokenizer.encode(video[:, :17], fps=8.0).truncate(2)
+    few = tokenizer.encode(clip(42, 17), fps=8.0).truncate(2)
     picture(
         "05_refine_details", "Detail that was never sent",
         "the prior goes on from 2 tokens per latent frame to 16",
@@ -133,7 +143,7 @@ def main() -> None:
     )  # fmt: skip
     video = clip(7, 17)
     edited = video[:, 0].clone()
-    edited[:, 9:39, 5:35] = torch.tensor([0x28, 0x50, 0xFF])[:, None, None] / 127.5 - 1
+    edited[:, 18:78, 10:70] = torch.tensor([0x28, 0x50, 0xFF])[:, None, None] / 127.5 - 1
     kept = tokenizer.encode(video, fps=8.0).truncate(4)
     picture(
         "06_first_frame_edit", "Edit one frame, keep the motion",

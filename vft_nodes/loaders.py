@@ -124,11 +124,9 @@ def models_of(kind: str) -> dict[str, dict[str, Any]]:
 def _model_input(kind: str) -> io.Input:
     """The list of models, with what `web/models.js` reads of each."""
     models = models_of(kind)
-    names = [f"'{name}'" for name in EMBEDDED[kind]]
-    own = " and ".join(names) + (" come with" if len(names) > 1 else " comes with")
     widget = io.Combo.Input(
         kind, options=list(models), default=DEFAULT,
-        tooltip=f"{own} the pack; others lie in models/videoflextok.",
+        tooltip=f"'{DEFAULT}' comes with the pack; others lie in models/videoflextok.",
     )  # fmt: skip
     widget.extra_dict = {"vft_models": models}
     return widget
@@ -178,7 +176,7 @@ class LoadTokenizer(io.ComfyNode):
         return schema(
             "VFTLoadTokenizer", "Load VFT Tokenizer",
             description="Loads what turns a clip into tokens and tokens into a clip. 'default' "
-            "comes with the pack: small (64 px), fast, no download.",
+            "comes with the pack: small (128 px), no download.",
             search_aliases=["videoflextok", "video tokenizer", "load vft"],
             inputs=[
                 _model_input("tokenizer"),

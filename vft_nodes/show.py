@@ -15,9 +15,12 @@ from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
 from ..vft_lib.clips.seams import Jumps, borders
+from ..vft_lib.files.packaged import packaged
+from ..vft_lib.measure.demo import EXAMPLE as EXAMPLE_CLIP
 from ..vft_lib.measure.metrics import Quality
 from ..vft_lib.measure.sheets import Grid, draw_plot, in_bytes
 from ..vft_lib.video.frames import fit_frame, to_tensor
+from ..vft_lib.video.video_in import read_frames
 from ..vft_lib.world.world import make_clip
 from . import host
 from .files import node_facts
@@ -190,38 +193,60 @@ class TokensInfo(io.ComfyNode):
         )  # fmt: skip
 
 
+CLIPS = ("synthetic", "real")
+REAL = "two men in dinner jackets in front of a red wall; one of them shouts"
+
+
 class ExampleClip(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             "VFTExampleClip", "VFT Example Clip",
-            description="A drawn clip, different for every seed, so that a workflow runs before "
-            "you have a file. Replace it by Load Video.",
+            description="A clip to begin with: a real one of four seconds, or a synthetic one, "
+            "different for every seed. Replace it with Load Video.",
             search_aliases=["test clip", "procedural video", "videoflextok example"],
             inputs=[
                 io.Int.Input("seed", default=42, min=0, max=0xFFFFFFFF,
-                             tooltip="Which clip.", control_after_generate=True),
+                             tooltip="Which synthetic clip.", control_after_generate=True),
                 io.Int.Input("frames", default=33, min=1, max=4096,
                              tooltip="At 8 frames per second."),
                 io.Int.Input("size", default=256, min=16, max=1024, step=8,
                              tooltip="Pixels a side."),
+                io.Combo.Input("clip", options=[*CLIPS], default=CLIPS[0], optional=True,
+                               tooltip="real: a clip that no included model was trained on; "
+                               "beyond its four seconds it plays backwards and forwards."),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The frames."),
                 io.Video.Output(display_name="video", tooltip="The same as a video."),
                 io.String.Output(display_name="caption",
-                                 tooltip="What it shows, in the default prior's words."),
+                                 tooltip="What it shows; of a synthetic clip, in the default "
+                                 "prior's words."),
             ],
         )  # fmt: skip
 
     @classmethod
     @checked
-    def execute(cls, seed: int, frames: int, size: int) -> io.NodeOutput:
+    def execute(
+        cls, seed: int, frames: int, size: int, clip: str = CLIPS[0]
+    ) -> io.NodeOutput:  # fmt: skip
         if frames * size**2 > CLIP_PIXELS:
             most = CLIP_PIXELS // size**2
             raise VftError(
                 f"{frames} frames of {size} px are drawn at once; at {size} px take at most {most}"
             )
-        clip = make_clip(seed, frames=frames, size=size)
-        images = store(clip.video, frames)
-        return io.NodeOutput(images, make_video(images, 8), clip.caption)
+        if clip == "real":
+            video, caption = real_clip(frames, size), REAL
+        else:
+            drawn = make_clip(seed, frames=frames, size=size)
+            video, caption = drawn.video, drawn.caption
+        images = store(video, frames)
+        return io.NodeOutput(images, make_video(images, 8), caption)
+
+
+def real_clip(frames: int, size: int) -> np.ndarray:
+    """The example: uint8 `[frames,size,size,3]`; longer than it lasts, it turns round."""
+    shown = list(read_frames(packaged(EXAMPLE_CLIP), size=(size, size), max_frames=frames))
+    turn = 2 * (len(shown) - 1)
+    order = np.arange(frames) % turn if turn else np.zeros(frames, int)
+    return np.stack(shown)[np.minimum(order, turn - order)]

@@ -1,5 +1,5 @@
 """`python docs/media/budgets.py PACK CLIP` draws the README's moving picture: a held-out real clip
-of a pack (`vft train pack`) beside what the tokenizer `small` makes of it at several budgets."""
+of a pack (`vft train pack`) beside what the default tokenizer makes of it at several budgets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vft_lib.video.frames import fit_frame
 SIDE, GAP, LABEL = 192, 6, 22  # pixels
 
 
-def main(pack: str, name: str, tokenizer: str = "small") -> None:
+def main(pack: str, name: str, tokenizer: str = "default") -> None:
     tok = vft_lib.load_tokenizer(tokenizer)
     c = tok.config
     frames = load_pack(pack, "held").clips[name][:33]

@@ -445,6 +445,19 @@ def test_the_example_clip_is_the_seeds(made: Made) -> None:
     assert caption != words
 
 
+def test_the_real_clip_turns_round_at_its_end(made: Made) -> None:
+    images, video, caption = made.host.results(
+        "VFTExampleClip", seed=5, frames=70, size=32, clip="real"
+    )
+    assert images.shape == (70, 32, 32, 3)
+    assert torch.equal(images[33:65], images[:32].flip(0))
+    assert torch.equal(images[64:70], images[:6])
+    assert len({float(image.mean()) for image in images[:33]}) == 33
+    assert "red wall" in caption
+    one = made.host.results("VFTExampleClip", seed=5, frames=1, size=32, clip="real")[0]
+    assert torch.equal(one, images[:1])
+
+
 def test_download_only_tells_until_the_licence_is_accepted(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:

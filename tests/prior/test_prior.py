@@ -248,6 +248,18 @@ def test_surprise_is_minus_log2_of_the_probability(prior: Prior) -> None:
     assert prior.surprise(likely, caption="a red ball").mean() < bits.mean()
 
 
+def test_registers_beyond_the_prior_s_are_as_surprising_as_its_last(
+    prior: Prior, tiny_tokenizer: Tokenizer
+) -> None:
+    short = made(dataclasses.replace(OURS, seq_len=15)).bind(tiny_tokenizer)
+    tokens = prior.generate("a red ball", seed=1)
+    bits = short.surprise(tokens)
+    assert torch.equal(bits[:, :, :3], short.surprise(tokens.truncate(3)))
+    assert torch.equal(bits[:, :, 3:], bits[:, :, 2:3].expand(-1, -1, 5))
+    with pytest.raises(VftError, match="writes up to 3"):
+        short.refine(tokens)
+
+
 def test_the_automatic_budget_keeps_the_share_asked_for() -> None:
     bits = torch.tensor([[4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 1.0]])
     assert [bits_budget(bits, s) for s in (0.01, 0.4, 0.41, 0.7, 0.9, 0.91, 1.0)] == [

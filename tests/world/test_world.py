@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -122,6 +124,33 @@ def test_only_still_objects_stand_still(motion: str, shape: str) -> None:
     video = make_clip(calm_seed(), motion=motion, shape=shape).video.astype(int)
     moved = (np.abs(video - video[:1]).max(axis=-1) > 20).any(axis=0).mean()
     assert moved == 0 if motion == "still" else moved > 0.01
+
+
+def test_acts_follow_one_another() -> None:
+    """In the middle of its part each motion is what it is alone; between two nothing jumps."""
+    seed, motions = calm_seed(), ("move_left", "spin", "grow")
+    story = make_clip(seed, frames=81, motion=motions[0], then=motions[1:], shape="star").video
+    for i, motion in enumerate(motions):
+        alone = make_clip(seed, motion=motion, shape="star").video.astype(int)
+        assert np.abs(story[27 * i + 8 : 27 * i + 19] - alone[3:14]).max() <= 1, motion
+    steps = np.abs(np.diff(story.astype(int), axis=0)).mean((1, 2, 3))
+    assert steps[[26, 53]].max() < 4 * steps.mean()
+
+
+def test_stories_have_one_to_three_acts_and_say_them_in_order() -> None:
+    stories = [world.draw_story(seed) for seed in range(300)]
+    counts = np.bincount([len(s.main.then) for s in stories], minlength=3) / 300
+    assert np.abs(counts - world.ACTS).max() < 0.1
+    for seed, story in enumerate(stories):
+        acts = (story.main.motion, *story.main.then)
+        assert all(a != b for a, b in itertools.pairwise(acts))
+        assert acts[0] == world.draw_scene(seed).main.motion
+        caption, at = story.caption(), 0
+        for motion in acts:
+            verbs = [f(v) for v in captions.VERBS[motion] for f in (str, captions.participle)]
+            found = [caption.index(v, at) for v in verbs if v in caption[at:]]
+            assert found, (motion, caption)
+            at = min(found) + 1
 
 
 def test_errors_name_the_problem() -> None:

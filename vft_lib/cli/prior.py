@@ -37,7 +37,9 @@ def add_prior_commands(command: Callable[..., Any]) -> None:
     generate.add_argument("caption", nargs="?", metavar="CAPTION")
     generate.add_argument("-o", "--out", type=Path, metavar="CLIP.mp4")
     generate.add_argument("--tokens-out", type=Path, metavar="T.vft")
-    generate.add_argument("--frames", type=int, metavar="N", help="default: the longest clip")
+    length = generate.add_mutually_exclusive_group()
+    length.add_argument("--frames", type=int, metavar="N", help="default: the longest clip")
+    length.add_argument("--seconds", type=number, metavar="S", help="the same in seconds")
     generate.add_argument("--list-classes", action="store_true", help="print the classes and stop")
     generate.add_argument("--steps", type=int, metavar="N", help="sampling steps of the decoder")
     refine = command("refine", _refine, "coarse tokens -> the same clip with plausible detail")
@@ -80,8 +82,11 @@ def _generate(args: argparse.Namespace) -> None:
         return
     tokenizer = load_tokenizer_for(args)
     prior.bind(tokenizer)
+    frames = args.frames
+    if args.seconds is not None:
+        frames = max(1, round(args.seconds * prior.config.fps))
     tokens = prior.generate(
-        **_words(args, args.caption), budget=args.budget, frames=args.frames, seed=args.seed,
+        **_words(args, args.caption), budget=args.budget, frames=frames, seed=args.seed,
         guidance=args.guidance, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
         progress=args.bars("write"),
     )  # fmt: skip

@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(func=func)
         return sub
 
-    demo = command("demo", _demo, "a clip (or a drawn one) at several budgets, side by side")
+    demo = command("demo", _demo, "a clip (or the example) at several budgets, side by side")
     demo.add_argument("clip", nargs="?", type=Path, metavar="CLIP")
     demo.add_argument("--budgets", nargs="+", metavar="K", help="default: powers of two")
     demo.add_argument("--out", type=Path, default=Path("vft-demo"), metavar="DIR")

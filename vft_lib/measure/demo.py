@@ -16,17 +16,17 @@ from torch import Tensor
 from ..clips.stream import Progress, decode_file, encode_file, picture_box, unfit
 from ..errors import VftError
 from ..files.atomic import check_place, write_bytes
+from ..files.packaged import packaged
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
 from ..video.frames import Report, fit_frame, to_tensor
 from ..video.video_in import read_frames
-from ..video.video_out import VideoWriter, write_png, write_video
-from ..world import world
+from ..video.video_out import VideoWriter, write_png
 from .metrics import Quality
 from .sheets import GAP, PAPER, Grid, in_bytes, save_plot, text_tile
 
-PRETTY_SEED, FRAMES = 42, 33  # of the procedural clip; training never sees it
+EXAMPLE = "example.mp4"  # comes with this program: four seconds that training never sees
 STRIP_COLUMNS = 8
 
 
@@ -40,7 +40,7 @@ def run_demo(
     (`k01.mp4` ...), `side_by_side.mp4`, `strip.png` (budgets x frames), `rate_quality.png` and
     `table.json`. Memory is bounded by the chunk.
 
-    `clip` None takes a procedural one (written to `source.mp4`); `budgets` None takes the powers
+    `clip` None takes the example that comes with this program; `budgets` None takes the powers
     of two up to K. `progress(label)` gives a progress callback for each long step. Returns one row
     for each budget: `budget`, `tokens`, `bytes` (of ids), `psnr` (dB) and `ssim` against the clip
     as the model saw it, without bars, and `seconds` of decoding. Raises VftError.
@@ -55,10 +55,7 @@ def run_demo(
         raise VftError(f"{clip} would be overwritten by the demo; choose another --out folder")
     out.mkdir(parents=True, exist_ok=True)
     check_place(both)
-    if clip is None:
-        clip = out / "source.mp4"
-        drawn = world.make_clip(PRETTY_SEED, frames=FRAMES, size=c.size).video
-        write_video(clip, drawn, c.fps, crf=8)
+    clip = packaged(EXAMPLE) if clip is None else clip
     bar = progress or (lambda label: lambda done, total: None)
     tokens = encode_file(
         tokenizer, clip, fps=fps, fit=fit, progress=bar("encode"), on_problem=on_problem

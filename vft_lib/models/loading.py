@@ -33,7 +33,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from .catalog import locate
 
 EMBEDDED = {
-    "tokenizer": {"default": "default.safetensors", "small": "small.safetensors"},
+    "tokenizer": {"default": "default.safetensors"},
     "prior": {"default": "prior.safetensors"},
     "image encoder": {},
 }
@@ -52,10 +52,10 @@ def load_tokenizer(
     name: str | Path = "default", *, device: str | torch.device | None = None,
     dtype: torch.dtype | None = None, ops: Any = nn,
 ) -> Tokenizer:  # fmt: skip
-    """A tokenizer ready to use: `"default"` or `"small"` (in the package), a path to a file of ours
-    or to a published folder or file (which is converted in memory; `vft convert` does it once and
-    for all), or the catalogue name or hub id of a model that `vft download` has fetched. Never
-    downloads anything itself.
+    """A tokenizer ready to use: `"default"` (in the package), a path to a file of ours or to a
+    published folder or file (which is converted in memory; `vft convert` does it once and for all),
+    or the catalogue name or hub id of a model that `vft download` has fetched. Never downloads
+    anything itself.
 
     `device` defaults to CUDA where there is one, `dtype` to :func:`usual_dtype` of the device.
     `ops` has the layer classes to build with, those of `torch.nn` unless given. Raises

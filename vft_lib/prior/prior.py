@@ -156,7 +156,10 @@ class Prior(nn.Module):
         class_name: str | Sequence[str] | None = None,
     ) -> Tensor:  # fmt: skip
         """How unexpected each id is: -log2 p(id | ids before it) `[B,t,k]` float32, in bits. A long
-        clip is read chunk by chunk, each knowing the latent frame before it."""
+        clip is read chunk by chunk, each knowing the latent frame before it. Registers beyond this
+        prior's last are taken to carry as much as that one."""
+        beyond = max(0, tokens.budget - self.config.registers)
+        tokens = tokens.truncate(self.config.registers) if beyond else tokens
         self.check_tokens(tokens)
         captions, classes = _listed(caption), _listed(class_name)
         batch = self._count(captions, classes, None, len(tokens))
@@ -169,7 +172,8 @@ class Prior(nn.Module):
             hidden = self.network.trunk(x, condition)
             nats = self.network.head.nll(hidden.flatten(0, 1), flat.flatten())
             rows.append(to_grid(nats.view_as(flat) / math.log(2), w.rows)[:, w.known :].cpu())
-        return torch.cat(rows, dim=1)
+        bits = torch.cat(rows, dim=1)
+        return torch.cat([bits, bits[:, :, -1:].expand(-1, -1, beyond)], dim=2)
 
     # ------------------------------------------------------------------ the loop
 
