@@ -103,8 +103,8 @@ def test_a_budget_says_what_it_means_before_and_after_a_run(app: Any) -> None:
     app.open(chain())
     assert line(app) == "4 per latent frame · 8 B each"
     run(app)
-    # The example: 33 frames, 9 latent frames of 16 tokens, at 64 px: 16 cells of a 3D grid each.
-    assert line(app) == "4 per frame · 36 tokens · 72 B · 4× below a 3D grid"
+    # The example: 33 frames, 9 latent frames of 32 tokens, at 128 px: 64 cells of a 3D grid each.
+    assert line(app) == "4 per frame · 36 tokens · 72 B · 16× below a 3D grid"
     app.fit()
     app.screenshot("after-a-run")
 
@@ -138,7 +138,7 @@ def test_every_way_to_count_is_described(
 
 def test_the_budget_is_what_the_node_then_keeps(app: Any, host: Any) -> None:
     """The line's arithmetic and `Tokens.budget_within` are the same."""
-    grid = {"latent_frames": 9, "budget": 16, "frames": 33, "fps": 8, "size": [64, 64]}
+    grid = {"latent_frames": 9, "budget": 32, "frames": 33, "fps": 8, "size": [128, 128]}
     loaded = host.nodes["VFTLoadTokens"].PREPARE_CLASS_CLONE(None)
     (tokens,) = loaded.EXECUTE_NORMALIZED(file=EXAMPLE).result
     for by in ("tokens in all", "bytes"):
@@ -226,8 +226,8 @@ def test_buttons_step_in_powers_of_two_and_the_field_stays_free(app: Any) -> Non
     app.open(chain())
     buttons = app.page.locator(".vft-chips button")
     assert buttons.all_inner_texts() == [str(2**i) for i in range(9)]
-    run(app)  # now it is known that there are 16
-    assert buttons.all_inner_texts() == ["1", "2", "4", "8", "16"]
+    run(app)  # now it is known that there are 32
+    assert buttons.all_inner_texts() == ["1", "2", "4", "8", "16", "32"]
     buttons.filter(has_text="8").click()
     assert app.prompt()["2"]["inputs"]["budget"] == 8
     assert line(app).startswith("8 per frame · 72 tokens")
@@ -277,7 +277,7 @@ def test_results_are_shown_and_not_saved(app: Any) -> None:
     sent = app.prompt()
     run(app)
     results = app.page.locator(".vft-result").all_inner_texts()
-    assert any("of tokenizer vft-nano" in r for r in results)
+    assert any("of tokenizer vft-small" in r for r in results)
     assert any("grid: 9 latent frames × 4 tokens" in r for r in results)
     after = app.js("() => app.graph.serialize().nodes.map((n) => [n.id, n.widgets_values ?? []])")
     assert sorted(after) == sorted(before)

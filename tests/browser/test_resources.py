@@ -67,7 +67,7 @@ def test_a_run_says_what_ran(app: Any) -> None:
         " app.graph.getNodeById(1).connect(1, any, 'source'); }"
     )
     app.run()
-    result = app.page.locator(".vft-result", has_text="vft-nano · 64 px").inner_text()
+    result = app.page.locator(".vft-result", has_text="vft-small · 128 px").inner_text()
     assert "attention: PyTorch SDPA, decoder in int8" in result
     assert "attention flex does not run here (encoder and decoder): on a CPU" in result
 

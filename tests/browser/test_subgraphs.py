@@ -76,10 +76,10 @@ def test_a_budget_knows_what_comes_through_a_subgraphs_border(app: Any) -> None:
     assert shown(app, 12)["line"] == "8 per latent frame · 16 B each"
     app.run()
     found = shown(app, 12)
-    assert found["line"] == "8 per frame · 72 tokens · 144 B · 2× below a 3D grid"
-    assert found["chips"] == "124816"  # the example holds 16
+    assert found["line"] == "8 per frame · 72 tokens · 144 B · 8× below a 3D grid"
+    assert found["chips"] == "12481632"  # the example holds 32
     found = shown(app, 2)
-    assert found["line"] == "2 per frame · 18 tokens · 36 B · 8× below a 3D grid"
+    assert found["line"] == "2 per frame · 18 tokens · 36 B · 32× below a 3D grid"
     assert found["chips"] == "1248"  # what the subgraph leaves
 
 

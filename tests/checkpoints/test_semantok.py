@@ -107,7 +107,7 @@ def test_it_decodes_without_an_image_network(
     with pytest.raises(VftError, match="768 wide, tokenizer 'made-up' reads 24"):
         alone.use_image_encoder(dataclasses.replace(NETWORK, width=768))
     plain = load_tokenizer("default", device="cpu")
-    with pytest.raises(VftError, match="'vft-nano' reads no image features"):
+    with pytest.raises(VftError, match="'vft-small' reads no image features"):
         plain.use_image_encoder(NETWORK)
 
 
@@ -279,6 +279,6 @@ def test_the_command_line(
     assert torch.equal(Tokens.load(again).ids, tokens.ids)
     capsys.readouterr()
     assert main(["encode", str(clip), "-o", str(out), "--dino", str(home), "--device", "cpu"]) == 2
-    assert "'vft-nano' reads no image features" in capsys.readouterr().err
+    assert "'vft-small' reads no image features" in capsys.readouterr().err
     assert main([*words, "--dino", str(tokenizer)]) == 2
     assert "is a VFT tokenizer, but not a VFT image encoder" in capsys.readouterr().err

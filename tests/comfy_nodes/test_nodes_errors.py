@@ -137,7 +137,7 @@ def test_damage_of_a_video_stays_on_the_node(made: Made, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ({"budget": 17}, "budget 17 is out of range"),
+        ({"budget": 129}, "budget 129 is out of range"),
         ({"by": "tokens in all", "budget": 4}, "4 are allowed"),
         ({"by": "bytes", "budget": 9}, "10 bytes"),
         ({"by": "information"}, "connect Load VFT Prior"),
@@ -168,7 +168,7 @@ def test_a_sweep_wants_numbers(made: Made, budgets: str) -> None:
 
 def test_a_sweep_wants_budgets_that_are_there(made: Made) -> None:
     run = {"tokenizer": made.tokenizer, "tokens": made.tokens, "steps": 1}
-    assert "budget 17" in refused(made, "VFTBudgetSweep", **run, budgets="1 17")
+    assert "budget 129" in refused(made, "VFTBudgetSweep", **run, budgets="1 129")
     assert "budget 0" in refused(made, "VFTBudgetSweep", **run, budgets="0 1")
     told = refused(made, "VFTBudgetSweep", **run, original=made.clip[0][:3])
     assert "got 3 original frames, the tokens are of 17" in told
@@ -196,12 +196,12 @@ def test_tokens_of_another_tokenizer_are_refused_by_name(made: Made, other: Any)
     for refusal in refusals:
         told = refusal()
         assert "'other'" in told
-        assert "'vft-nano'" in told
+        assert "'vft-small'" in told
 
 
 def test_a_prior_refuses_another_tokenizer_by_name(made: Made, other: Any) -> None:
     told = refused(made, "VFTLoadPrior", tokenizer=other[0])
-    assert "'vft-nano'" in told
+    assert "'vft-small'" in told
     assert "'other'" in told
 
 

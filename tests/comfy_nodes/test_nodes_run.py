@@ -18,12 +18,12 @@ from vft_lib.video.video_out import write_video
 
 def test_the_loaders_say_what_they_loaded(made: Made) -> None:
     tokenizer, about = made.host.results("VFTLoadTokenizer")
-    assert tokenizer.model.config.name == "vft-nano"
-    for word in ("vft-nano", "64 px", "Apache-2.0", "cpu", "float32", "PyTorch SDPA"):
+    assert tokenizer.model.config.name == "vft-small"
+    for word in ("vft-small", "128 px", "Apache-2.0", "cpu", "float32", "PyTorch SDPA"):
         assert word in about
     prior, about = made.host.results("VFTLoadPrior", tokenizer=tokenizer)
     assert prior.model.config.tokenizer_fingerprint == tokenizer.model.fingerprint
-    for word in ("captions and classes", "for tokenizer vft-nano", "Apache-2.0", "cpu"):
+    for word in ("captions and classes", "for tokenizer vft-small", "Apache-2.0", "cpu"):
         assert word in about
 
 
@@ -37,7 +37,7 @@ def test_encode_takes_images_and_video_alike(made: Made) -> None:
     images, video, _ = made.clip
     other = made.host.results("VFTEncode", tokenizer=made.tokenizer, video=video)
     assert torch.equal(other.ids, made.tokens.ids)
-    assert (made.tokens.frames, made.tokens.fps, made.tokens.budget) == (17, 8, 16)
+    assert (made.tokens.frames, made.tokens.fps, made.tokens.budget) == (17, 8, 128)
 
 
 def test_encode_reads_a_file_at_the_rate_asked_for(made: Made, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_truncate_counts_in_four_ways(made: Made) -> None:
         kept(by="information", keep_bits=share, prior=made.prior)[1] for share in (0.1, 0.5, 1.0)
     ]
     assert budgets == sorted(budgets)
-    assert 1 <= budgets[0] < budgets[2] <= 16
+    assert 1 <= budgets[0] < budgets[2] <= 128
 
 
 def test_truncate_gives_more_where_more_happens(made: Made) -> None:
@@ -177,7 +177,7 @@ def test_truncate_gives_more_where_more_happens(made: Made) -> None:
     assert kept(by="tokens in all", budget=71).result[0].count == 71
     assert kept(by="bytes", budget=171).result[0].id_bytes == 170
     shares = [kept(by="information", keep_bits=s).result[0].count for s in (0.3, 0.9)]
-    assert 17 <= shares[0] < shares[1] < 17 * 16
+    assert 17 <= shares[0] < shares[1] < 17 * 128
     info = made.host.results("VFTTokensInfo", tokens=part)
     assert f"grid: 17 latent frames × {min(part.rows)} to {most} tokens" in info[0]
     assert info[1:4] == (most, 68, 136)
@@ -416,8 +416,8 @@ def test_the_sweep_compares_budgets(made: Made) -> None:
 
 def test_tokens_info_tells_numbers(made: Made) -> None:
     text, *numbers = made.host.results("VFTTokensInfo", tokens=made.tokens)
-    assert numbers == [16, 80, 160, 17, 8, 0]
-    assert "vft-nano" in text
+    assert numbers == [128, 640, 1280, 17, 8, 0]
+    assert "vft-small" in text
 
 
 def test_tokens_info_measures_seams(made: Made) -> None:

@@ -60,7 +60,7 @@ def test_another_tokenizer_does_without(made: Made, semantok: Any) -> None:
         "VFTEncode", tokenizer=made.tokenizer, images=images, clip_vision=ClipVision()
     )
     assert torch.equal(out.result[0].ids, made.tokens.ids)
-    assert "vft-nano reads no image features" in out.ui["text"][0]
+    assert "vft-small reads no image features" in out.ui["text"][0]
 
 
 def test_the_image_network_goes_to_clip_vision(

@@ -273,13 +273,13 @@ def quick(prompt: dict[str, Any]) -> dict[str, Any]:
 
 
 EXPECTED: dict[str, dict[str, Any]] = {
-    "01_reconstruct_at_any_budget": {"frames": [33, 33], "budgets": [8]},
-    "02_text_to_video": {"frames": [17], "budgets": [8]},
-    "03_long_clip_streaming": {"frames": [161], "budgets": [8]},
+    "01_reconstruct_at_any_budget": {"frames": [33, 33], "budgets": [32]},
+    "02_text_to_video": {"frames": [81], "budgets": [16]},
+    "03_long_clip_streaming": {"frames": [161], "budgets": [32]},
     "04_budget_sweep": {"frames": [33], "budgets": []},
     "05_refine_details": {"frames": [17, 17], "budgets": [2, 16]},
     "06_first_frame_edit": {"frames": [17, 17], "budgets": [4]},
-    "07_share_tokens": {"frames": [33], "budgets": [8, 16]},
+    "07_share_tokens": {"frames": [33], "budgets": [32, 32]},
     "08_published_tokenizer": {"frames": [33, 33], "budgets": [32]},
     "09_published_text_to_video": {"frames": [17], "budgets": [32]},
     "10_long_clip_adaptive": {"frames": [161], "budgets": [16]},
