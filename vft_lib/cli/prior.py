@@ -14,6 +14,7 @@ from .common import (
     answer,
     device_and_dtype,
     load_tokenizer_for,
+    note,
     number,
     save_tokens,
     seed_number,
@@ -131,6 +132,9 @@ def _surprise(args: argparse.Namespace) -> None:
     check_even(tokens, "their surprise cannot be told")
     prior = load_prior_for(args)
     words = _words(args, args.caption)
+    if tokens.budget > prior.config.registers:
+        tokens = tokens.truncate(prior.config.registers)
+        note(f"the prior knows the first {tokens.budget} tokens of every latent frame")
     bits = prior.surprise(tokens, **words)[0]
     total, each = float(bits.sum()), bits.sum(0)
     kept = each.cumsum(0) / total
