@@ -92,7 +92,7 @@ def adaptive(tokenizer: Tokenizer, prior: Prior) -> None:
         bars[:, i, 64 - row // 2 :, 8:56] = torch.tensor([-0.38, 0.68, 0.49])[:, None, None]
     picture(
         "10_long_clip_adaptive", "More tokens where more happens",
-        f"2,700 bytes: {each[0]:.1f} tokens a frame while it moves, {each[1]:.1f} while it is still",
+        f"2,700 bytes: {each[0]:.1f} tokens a frame while it moves, then {each[1]:.1f}",
         [("", made), ("tokens per latent frame over time, up to 128", bars)], 80,
     )  # fmt: skip
 

@@ -155,9 +155,8 @@ class Prior(nn.Module):
         self, tokens: Tokens, *, caption: str | Sequence[str] | None = None,
         class_name: str | Sequence[str] | None = None,
     ) -> Tensor:  # fmt: skip
-        """How unexpected each id is: -log2 p(id | ids before it) `[B,t,k]` float32, in bits. A long
-        clip is read chunk by chunk, each knowing the latent frame before it. Registers beyond this
-        prior's last are taken to carry as much as that one."""
+        """How unexpected each id is: -log2 p(id | ids before it) `[B,t,k]` float32, in bits. Chunks
+        of a long clip know the latent frame before. Registers beyond the last count as that one."""
         beyond = max(0, tokens.budget - self.config.registers)
         tokens = tokens.truncate(self.config.registers) if beyond else tokens
         self.check_tokens(tokens)
