@@ -140,13 +140,13 @@ class Clock:
     def _stamp(self, frame: av.VideoFrame) -> float | None:
         """In seconds. AVI keeps no times of reordered frames: those that FFmpeg guesses run back
         again and again. Then the packets' are taken, as its own programs do."""
-        times = frame.pts, frame.dts
+        times = _seconds(frame, frame.pts), _seconds(frame, frame.dts)
         for i, time in enumerate(times):
             if time is not None:
-                self._faults[i] += time <= self._latest[i]
+                self._faults[i] += 0 <= self._latest[i] - time < JUMP
                 self._latest[i] = time
         packets = self._faults[0] > self._faults[1] and self._latest[1] > -math.inf
-        return _seconds(frame, times[packets])
+        return times[packets]
 
 
 def picture_zeros(file: Path) -> Generator[float, None, None]:

@@ -64,6 +64,7 @@ class _Clock:
     def __init__(self, zeros: Iterator[float]) -> None:
         self._zeros = zeros
         self.zero = next(zeros, None)  # None: no pictures; the sound's own beginning
+        self._pictures = self.zero is not None
         self.end: float | None = None  # of what came last
 
     def __call__(self, time: float | None, length: float) -> float:
@@ -73,7 +74,7 @@ class _Clock:
         if self.zero is None:
             self.zero = time
         if self.end is not None and time - self.zero < end - JUMP:
-            self.zero = next(self._zeros, time - end)
+            self.zero = next(self._zeros, self.zero if self._pictures else time - end)
         if self.end is not None and abs(time - self.zero - end) > HELD:
             self.zero = time - end
         self.end = time - self.zero + length
