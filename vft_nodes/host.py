@@ -21,6 +21,7 @@ from PIL import Image
 from ..vft_lib import VftError
 from ..vft_lib.tokenizer.eight_bit import EightBitLinear
 from ..vft_lib.transformer.attention import Foreign
+from ..vft_lib.transformer.offload import device_bytes
 from .listed import spellings
 
 FOLDER = "videoflextok"  # of models
@@ -202,10 +203,12 @@ def _as_backend(own: Callable[..., torch.Tensor]) -> Foreign:
 
 
 def patcher(model: torch.nn.Module, compute: torch.device, rest: torch.device) -> Any:
-    """`model` under ComfyUI's memory management."""
+    """`model` under ComfyUI's memory management, which counts the weights that go to the device:
+    its own count, of the state dict, has those that stay in the host's memory too."""
     import comfy.model_patcher as mp
 
-    return getattr(mp, "CoreModelPatcher", mp.ModelPatcher)(model, compute, rest)
+    kind = getattr(mp, "CoreModelPatcher", mp.ModelPatcher)
+    return kind(model, compute, rest, size=device_bytes(model))
 
 
 def load(patchers: Sequence[Any], memory: int, whole: bool = False) -> None:

@@ -18,6 +18,7 @@ from ..vft_lib.config.tokenizer import TokenizerConfig
 from ..vft_lib.files.tensor_files import Source
 from ..vft_lib.models.catalog import catalog
 from ..vft_lib.models.loading import EMBEDDED, kind_of, resolve
+from ..vft_lib.tokenizer.velocity import modulation_memory
 from . import host
 from .listed import stamp_model
 from .resources import MEMORY, Resources, compile_input, facts_of, resource_inputs
@@ -43,7 +44,8 @@ class LoadedTokenizer:
         if low_memory:  # no second pass beside the first, one latent frame at a time
             at_once = passes = 1
         each = model.chunk_memory() // model.config.latent_frames
-        host.load([self.patcher], at_once * passes * each, whole=asked.whole)
+        work = at_once * passes * each + (modulation_memory(model.decoder) if decoding else 0)
+        host.load([self.patcher], work, whole=asked.whole)
         if asked.memory == "auto":
             model.limit_memory(host.free_memory(self.patcher.load_device) // passes)
         return model
@@ -149,7 +151,7 @@ def found(name: str, kind: str) -> bool | str:
 
 def _about(path: Path, model: Tokenizer | Prior) -> str:
     licence = Source.open(path).metadata.get("license", "unknown")
-    numbers = sum(p.numel() for p in model.parameters())
+    numbers = sum(v.numel() for v in model.state_dict().values())
     return (
         f"licence {licence} · {numbers / 1e6:.1f} M parameters, {path.stat().st_size / 1e6:.1f} MB "
         f"file · {facts_of(model)}"

@@ -219,7 +219,12 @@ def test_a_memory_limit_is_what_comfyui_is_asked_for(
     images, line = decode(made, tokenizer)
     assert "autoencoder on 2 of 5 latent frames at once" in line
     assert torch.allclose(images, plain, atol=1 / 254)
-    assert asked == [2 * 2 * each]
+    modulation = made.host.module("vft_lib.tokenizer.velocity").modulation_memory
+    decoder = tokenizer.model.decoder
+    d = tokenizer.model.config.decoder.trunk.dim
+    vectors = 6 * 6 * d + 2 * d + 2 * d  # of six blocks, the head and the time, in float32
+    assert modulation(decoder) == 64 * 4 * vectors + 4 * (d + 1) * 6 * d
+    assert asked == [2 * 2 * each + modulation(decoder)]
 
 
 def test_auto_takes_what_is_free(
@@ -235,3 +240,15 @@ def test_auto_takes_what_is_free(
         assert "autoencoder on 1 of 5 latent frames at once" in line
         assert torch.allclose(images, plain, atol=1 / 254)
     assert "at once" not in decode(made, tokenizer)[1]
+
+
+def test_weights_that_stay_in_the_hosts_memory_are_not_counted(made: Made) -> None:
+    """ComfyUI counts the state dict, and would free or offload others for them."""
+    tokenizer, about = load(made)
+    model, size = tokenizer.model, tokenizer.patcher.model_size()
+    offloaded = made.host.module("vft_lib.transformer.offload").offloaded
+    at_home = sum(layer.nbytes for layer in offloaded(model).values())
+    assert at_home > 4 * 6 * 6 * 256 * 256
+    assert size == sum(v.nbytes for v in model.state_dict().values()) - at_home
+    numbers = sum(v.numel() for v in model.state_dict().values())
+    assert f"{numbers / 1e6:.1f} M parameters" in about

@@ -19,7 +19,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tok() -> Tokenizer:
-    return load_tokenizer("default", device=CPU)
+    tok = load_tokenizer("default", device=CPU)
+    bench.decoder_step(tok, 1, 1.0)  # from here on modulation is remembered
+    return tok
 
 
 def mega(tok: Tokenizer, k: int, guidance: float) -> float:
@@ -35,8 +37,6 @@ def expected(c: TokenizerConfig, frames: int, passes: list[tuple[int, int]]) -> 
         linear = 4 * d * d + 3 * d * trunk.hidden
         total += trunk.depth * clips * (2 * n * linear + 4 * n * n * d)
         total += clips * frames * patches * 2 * 2 * d * 32  # patches in and out
-    total += trunk.depth * 2 * d * 6 * d * trunk.modulation_kinds  # one timestep
-    total += 2 * 256 * d + 2 * d * d + 2 * d * 2 * d  # its embedding, the head's modulation
     prepared = 2 if any(clips == 2 for clips, _ in passes) or len(passes) == 2 else 1
     return (total + prepared * 2 * frames * c.registers * 6 * d) / 1e6
 
@@ -47,6 +47,16 @@ def test_a_step_costs_what_its_budget_takes(tok: Tokenizer, k: int) -> None:
     assert mega(tok, k, 1.0) == pytest.approx(expected(tok.config, 5, [(1, each)]), rel=1e-3)
     guided = [(2, each)] if each <= 1.1 * 17 else [(1, each), (1, 17)]
     assert mega(tok, k, 3.0) == pytest.approx(expected(tok.config, 5, guided), rel=1e-3)
+
+
+def test_modulation_is_once_a_schedule(tok: Tokenizer) -> None:
+    trunk = tok.config.decoder.trunk
+    d, times = trunk.dim, torch.linspace(1, 0.1, 30)
+    one = trunk.depth * 2 * d * 6 * d * trunk.modulation_kinds
+    one += 2 * 256 * d + 2 * d * d + 2 * d * 2 * d  # the embedding, the head's modulation
+    assert bench.operations(lambda: tok.decoder.modulate(times, tok.dtype)) == 30 * one
+    again = load_tokenizer("default", device=CPU)
+    assert mega(again, 4, 1.0) == pytest.approx(mega(tok, 4, 1.0) + one / 1e6, rel=1e-6)
 
 
 def test_all_registers_cost_no_weighted_one(tok: Tokenizer) -> None:
@@ -82,7 +92,7 @@ def test_the_command_prints_every_stage(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["bench", "--repeat", "1", "--device", "cpu", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     rows = {r["stage"]: r for r in facts["rows"]}
-    assert len(rows) == 10
+    assert len(rows) == 11
     assert facts["matmul_gflops"] > 1
     assert all(r["seconds"] > 0 and r["gflop"] > 0 and r["share"] > 0 for r in rows.values())
     assert rows["decoder step, k = 1"]["gflop"] < rows["decoder step, k = 16"]["gflop"]

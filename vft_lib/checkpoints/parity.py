@@ -151,6 +151,8 @@ def _model(
     model.load_state_dict(weights, strict=has_vae or isinstance(model, Prior), assign=True)
     if isinstance(model, Prior):
         model.to(device)  # its buffers are no weights
+    else:
+        model.decoder.offload_modulation()  # as `load_tokenizer` does
     return model.eval().requires_grad_(False)
 
 

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from ..tokens import Tokens
 
 
-def add_decode_command(command: Callable[..., Any]) -> Any:
+def add_decode_command(command: Callable[..., Any]) -> None:
     """Add `decode`; `command(name, func, about)` makes a parser with the options that all commands
-    share. Returns the parser."""
+    share."""
     decode = command("decode", _decode, "token file -> mp4")
     decode.add_argument("tokens", type=Path, metavar="T.vft")
     decode.add_argument("-o", "--out", type=Path, required=True, metavar="CLIP.mp4")
@@ -54,7 +54,6 @@ def add_decode_command(command: Callable[..., Any]) -> Any:
     add_dino_option(decode)
     add_resource_options(decode)
     add_sampling_options(decode)
-    return decode
 
 
 def _decode(args: argparse.Namespace) -> None:

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from ..measure.bench import operations
 from ..tokenizer.eight_bit import Storage, store_in_eight_bits
+from ..tokenizer.flow import Schedule
 from ..tokenizer.tokenizer import Tokenizer
 from ..transformer.graphs import Use
+from ..transformer.offload import device_bytes, offloaded
 from .check import Measure, Place, Row
 from .models import (
+    GB,
     GUIDANCE,
     STEPS,
     bandwidth,
@@ -89,13 +92,19 @@ def _chunk(
     peak = peak_of(place, run)
     sampling = timed(place, lambda: latents_of(tok, place, batch, k, steps), repeat=2, warm=0)
     tok.graphs.clear()
+    times = torch.tensor(Schedule(steps).asked(), device=place.device)
+    modulating = timed(place, lambda: tok.decoder.modulate(times, tok.dtype), repeat=2, warm=0)
+    at_home = sum(layer.nbytes for layer in offloaded(tok).values())
     note = f"{steps} guided steps and the autoencoder" + "" if finite else "NOT FINITE"
     target = "" if limit is None else f"≤ {limit:g} GB"
     return [
         Row(f"{name}: a chunk", seconds, "s", ok=None if finite else False, note=note),
         Row(f"{name}: of it the sampler", sampling, "s"),
+        Row(f"{name}: modulation, once a schedule", modulating, "s",
+            note="its weights brought over from the host's memory"),
         Row(f"{name}: peak memory", peak, "GB", target,
-            None if limit is None or not place.cuda else peak <= limit),
+            None if limit is None or not place.cuda else peak <= limit,
+            f"weights there {device_bytes(tok) / GB:.3g}, in the host's memory {at_home / GB:.3g}"),
     ]  # fmt: skip
 
 

@@ -57,6 +57,7 @@ def tokenizer(place: Place, size: str, depth: int | None = None) -> Tokenizer:
     with torch.device("meta"):
         tok = Tokenizer(config, "made-up")
     tok = made_up(tok, place.device, torch.float32 if place.tiny else torch.bfloat16)
+    tok.decoder.offload_modulation()  # as `load_tokenizer` does
     tok.use_attention("sdpa")
     tok.limit_memory(AUTOENCODER)
     return with_graphs(tok, place)

@@ -31,12 +31,14 @@ from ..config.tokenizer import (
 from ..errors import VftError
 from ..models.loading import load_prior, load_tokenizer
 from ..prior.prior import Prior
+from ..tokenizer.flow import Schedule
 from ..tokenizer.parts import Progress
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 
 SIZES = ("default", "k600", "d28", "prior-d16")
 BUDGETS = (1, 4, 16, 64, 256)
+MODULATED = 30  # steps whose modulation is measured; it is computed once for a schedule
 PRIOR_IDS = 32  # ids written to measure a prior
 TEXT_ROWS = 128  # of the text that it reads: as long as published priors take
 Model = TypeVar("Model", bound=nn.Module)
@@ -141,12 +143,17 @@ def stages(
             tok = Tokenizer(published(size), "made-up")
         tok = made_up(tok, device, dtype)
     tok.use_attention(attention)
+    if size != "default":  # which is loaded so
+        tok.decoder.offload_modulation()
     c = tok.config
     video = torch.zeros(1, 3, c.chunk_frames, c.size, c.size, device=device, dtype=dtype)
     latents = torch.zeros(1, *c.latent_shape, device=device, dtype=dtype)
     yield "autoencoder, encode", lambda: tok.vae.encode(video)
     yield "encoder", lambda: tok.encoder(latents)
     yield "autoencoder, decode", lambda: tok.vae.decode(latents)
+    times = torch.tensor(Schedule(MODULATED).asked(), device=device)
+    yield f"modulation of {MODULATED} steps", lambda: tok.decoder.modulate(times, dtype)
+    tok.modulations.of(tok.decoder, Schedule(1).asked(), tok.device, dtype)
     for scale in (1.0, 3.0):
         for k in (k for k in BUDGETS if k <= c.registers):
             name = f"decoder step, k = {k}" + (", guided" if scale != 1 else "")
@@ -156,7 +163,7 @@ def stages(
 
 
 def decoder_step(tok: Tokenizer, k: int, guidance: float) -> Tensor:
-    """One step of the flow decoder at budget k for one chunk, its modulation included."""
+    """One step of the flow decoder at budget k for one chunk, its modulation being remembered."""
     c = tok.config
     ids = torch.zeros(1, c.token_frames, k, dtype=torch.int64)
     noise = torch.zeros(1, *c.latent_shape)

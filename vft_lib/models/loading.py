@@ -30,6 +30,7 @@ from ..files.tensor_files import Source, digest
 from ..image_features import PUBLISHED, ImageEncoder
 from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer
+from ..transformer.offload import offloaded
 from .catalog import locate
 
 EMBEDDED = {
@@ -57,9 +58,10 @@ def load_tokenizer(
     or the catalogue name or hub id of a model that `vft download` has fetched. Never downloads
     anything itself.
 
-    `device` defaults to CUDA where there is one, `dtype` to :func:`usual_dtype` of the device.
-    `ops` has the layer classes to build with, those of `torch.nn` unless given. Raises
-    CheckpointError, with one line, for anything but a sound file.
+    `device` defaults to CUDA where there is one, `dtype` to :func:`usual_dtype` of the device. The
+    decoder's modulation weights stay in the host's memory: see `Decoder.offload_modulation`. `ops`
+    has the layer classes to build with, those of `torch.nn` unless given. Raises CheckpointError,
+    with one line, for anything but a sound file.
     """
     source = Source.open(resolve(name))
     if "vft" in source.metadata:
@@ -69,6 +71,7 @@ def load_tokenizer(
         mark = fingerprint(config, weights)
     with torch.device("meta"):
         tokenizer = Tokenizer(config, mark, ops)
+    tokenizer.decoder.offload_modulation()
     return _filled(tokenizer, weights, device, dtype)
 
 
@@ -134,7 +137,8 @@ def _filled(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     dtype = dtype or usual_dtype(device)
-    state = {k: weights[k].to(device, dtype) for k in weights}
+    at_home = {f"{n}.{k}" for n, m in offloaded(model).items() for k in m.state_dict()}
+    state = {k: weights[k].to("cpu" if k in at_home else device, dtype) for k in weights}
     model.load_state_dict(state, strict=True, assign=True)
     return model.to(device).eval().requires_grad_(False)  # .to: buffers that are no weights
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import VftError
+from ..transformer.offload import OffloadedLinear
 from .tokenizer import Tokenizer
 
 Storage = Literal["int8", "fp8"]
@@ -87,4 +88,8 @@ def store_in_eight_bits(
                 small = layer(child, storage)
                 saved += child.weight.nbytes - small.weight.nbytes - small.scale.nbytes
                 setattr(module, name, small)
+            elif isinstance(child, OffloadedLinear) and isinstance(child.layer, nn.Linear):
+                saved += child.nbytes
+                child.hold(EightBitLinear(child.layer, storage))
+                saved -= child.nbytes
     return saved

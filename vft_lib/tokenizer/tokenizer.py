@@ -29,7 +29,7 @@ from .encoder import Encoder
 from .fsq import FSQ
 from .parts import Chunk, Estimate, Progress, counted, finite, in_parts, windows
 from .sampling import Sampling
-from .velocity import chunk_velocity
+from .velocity import Modulations, chunk_velocity
 
 
 class Tokenizer(nn.Module):
@@ -54,6 +54,8 @@ class Tokenizer(nn.Module):
         """Steps of the flow decoder as CUDA graphs; `graphs.use` is their switch."""
         self.image_encoder: ImageEncoder | None = None
         """What SemanTok's tokenizers encode with: see :meth:`use_image_encoder`."""
+        self.modulations = Modulations()
+        """Of the schedule that was sampled last."""
         self._device: torch.device | None = None
 
     @property

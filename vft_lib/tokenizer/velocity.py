@@ -1,17 +1,20 @@
 """The velocity of one chunk's latents under its ids, with all that is the same for every step done
-once: registers prepared and merged, both passes of guidance in one batch, modulation, CUDA graphs.
+once: registers prepared and merged, both passes of guidance in one batch, CUDA graphs; and what is
+the same for every chunk too: modulation.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..transformer.graphs import Graphs, Outputs
-from .decoder import Modulation
+from ..transformer.offload import offloaded
+from .decoder import Decoder, Modulation
 from .flow import Velocity
 from .sampling import Sampling
 
@@ -20,6 +23,45 @@ if TYPE_CHECKING:
 
 ONE_BATCH = 0.1  # guidance runs as one batch if that takes at most this share of tokens more
 AT_ONCE = 64  # timesteps whose modulation is held
+
+
+class Modulations:
+    """What :meth:`Decoder.modulate` makes of the times of a schedule. Where its weights stay in the
+    host's memory, so does what they gave last: the next chunk, and the next clip of the same
+    schedule, do not bring them over again."""
+
+    def __init__(self) -> None:
+        self.computed = 0
+        """How many times they were computed, not remembered."""
+        self._key: tuple[object, ...] = ()
+        self._kept: list[Tensor] = []
+
+    def of(
+        self, decoder: Decoder, times: Sequence[float], device: torch.device, dtype: torch.dtype
+    ) -> Modulation:
+        """Of at most `AT_ONCE` times, on `device`."""
+        weights = tuple(layer.state() for layer in offloaded(decoder).values())
+        key = (tuple(times), device, dtype, weights)
+        head = decoder.head_modulation is not None
+        if weights and key == self._key:
+            return Modulation.of([t.to(device) for t in self._kept], head)
+        made = decoder.modulate(torch.tensor(times, device=device), dtype)
+        self.computed += 1
+        self._key, self._kept = (), []
+        if weights:
+            # On `meta` there are no numbers to bring home.
+            home = device if device.type == "meta" else torch.device("cpu")
+            self._key, self._kept = key, [t.to(home) for t in made.tensors()]
+        return made
+
+
+def modulation_memory(decoder: Decoder) -> int:
+    """Bytes that modulation takes of a device at most: the vectors of `AT_ONCE` times, and the
+    weights of one layer that does not stay there; 0 where all of them do."""
+    layers = [layer.layer for layer in offloaded(decoder).values()]
+    weights = [[*layer.parameters()] for layer in layers]
+    vectors = sum(len(w[0]) for w in weights) * decoder.from_codes.weight.itemsize
+    return AT_ONCE * vectors + max((sum(p.nbytes for p in w) for w in weights), default=0)
 
 
 def chunk_velocity(
@@ -52,7 +94,6 @@ def chunk_velocity(
         short, short_weight, together = registers, 1, False
     # The same for all clips, so computed once; in parts, as it takes memory.
     times = sampling.schedule().asked()
-    asked = torch.tensor(times, device=tok.device)
     index = {time: i for i, time in enumerate(times)}
     modulation: dict[int, Modulation] = {}
 
@@ -60,8 +101,8 @@ def chunk_velocity(
         part, i = divmod(index[time], AT_ONCE)
         if part not in modulation:
             modulation.clear()
-            some = asked[part * AT_ONCE :][:AT_ONCE]
-            modulation[part] = decoder.modulate(some, registers.dtype)
+            some = times[part * AT_ONCE :][:AT_ONCE]
+            modulation[part] = tok.modulations.of(decoder, some, tok.device, registers.dtype)
         return modulation[part].at(i)
 
     step = decoder if tok.compiled is None else tok.compiled
