@@ -16,6 +16,7 @@ from vft_lib.tokenizer.eight_bit import EightBitLinear, Storage, store_in_eight_
 from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
+from vft_lib.video.frames import to_tensor
 from vft_lib.world.world import make_clip
 
 
@@ -49,7 +50,7 @@ def test_a_cast_leaves_the_eight_bits_alone(tiny_tokenizer: Tokenizer) -> None:
 def test_the_default_model_in_eight_bits(storage: Storage) -> None:
     """A quarter of the trunk's float32 bytes, and pictures that are nearly the same."""
     tok = load_tokenizer("default", device="cpu")
-    video = torch.from_numpy(make_clip(3).video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    video = to_tensor(make_clip(3, size=tok.config.size).video)[None]
     tokens: Tokens = tok.encode(video)
     plain = tok.decode(tokens, steps=4)
     before = sum(v.nbytes for v in tok.decoder.trunk.state_dict().values())
