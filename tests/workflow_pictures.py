@@ -144,7 +144,7 @@ def main() -> None:
     video = clip(7, 17)
     edited = video[:, 0].clone()
     edited[:, 18:78, 10:70] = torch.tensor([0x28, 0x50, 0xFF])[:, None, None] / 127.5 - 1
-    kept = tokenizer.encode(video, fps=8.0).truncate(4)
+    kept = tokenizer.encode(video, fps=8.0).truncate(1)
     picture(
         "06_first_frame_edit", "Edit one frame, keep the motion",
         "a blue square is painted over the first frame",

@@ -208,7 +208,7 @@ def test_the_budget_over_time_is_drawn(app: Any) -> None:
     assert bars.count() == 0
     run(app)
     assert app.prompt()["2"]["inputs"]["adaptive"] is True
-    assert line(app) == "4.6 per frame on average · 41 tokens · 82 B · 3.5× below a 3D grid"
+    assert line(app) == "4.6 per frame on average · 41 tokens · 82 B · 13.9× below a 3D grid"
     assert bars.count() == 18
     heights = bars.evaluate_all("(all) => all.map((i) => i.offsetHeight)")
     assert heights[:9] == heights[9:] and len(set(heights)) > 1

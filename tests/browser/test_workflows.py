@@ -46,7 +46,7 @@ def test_one_runs_and_shows_what_came_out(app: Any) -> None:
     app.page.locator("video").nth(1).wait_for()
     results = app.page.locator(".vft-result").all_inner_texts()
     assert sum("32 per latent frame · 288 tokens · 576 B" in r for r in results) == 2
-    assert any("128 per latent frame · 1152 tokens" in r for r in results)
+    assert any("128 per latent frame · 1,152 tokens" in r for r in results)
     assert "vft-small · 128 px, 128 tokens per latent frame, 8 fps" in "".join(results)
     heights = app.js("() => app.graph.nodes.map((n) => n.size[1])")
     assert max(heights) < 450  # no node has grown by more than its lines of text

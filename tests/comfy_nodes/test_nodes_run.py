@@ -208,7 +208,7 @@ def test_decode_gives_images_and_a_video_of_them(made: Made) -> None:
     images, video = made.host.results(
         "VFTDecode", tokenizer=made.tokenizer, tokens=made.tokens, steps=2, audio=audio
     )
-    assert images.shape == (17, 64, 64, 3)
+    assert images.shape == (17, 128, 128, 3)
     assert images.dtype == torch.float32
     assert 0 <= images.min() < images.max() <= 1
     parts = video.get_components()
@@ -237,7 +237,7 @@ def test_decode_begins_with_the_first_frame_given(made: Made) -> None:
         words |= {"tokenizer": made.tokenizer, "tokens": made.tokens.truncate(2), "steps": 2}
         return made.host.results("VFTDecode", **words)[0][0].numpy()
 
-    small = edited[0, 2::4, 2::4].numpy()
+    small = edited[0, 1::2, 1::2].numpy()
     assert np.abs(first(first_frame=edited) - small).mean() < 0.5 * np.abs(first() - small).mean()
 
 
@@ -277,14 +277,16 @@ def test_a_padded_clip_comes_back_in_its_shape(made: Made) -> None:
         )[0].shape[1:3]
         for bars in (False, True)
     ]  # fmt: skip
-    assert sizes == [(36, 64), (64, 64)]
+    assert sizes == [(72, 128), (128, 128)]
 
 
 def test_words_and_classes_become_tokens(made: Made) -> None:
     tokens = made.host.results("VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=2)
-    assert tokens.ids.shape == (1, 5, 2)
+    assert tokens.ids.shape == (1, 21, 2)
     assert tokens.fingerprint == made.tokenizer.model.fingerprint
-    anything = made.host.results("VFTTextToTokens", prior=made.prior, prompt=" ", budget=1)
+    anything = made.host.results(
+        "VFTTextToTokens", prior=made.prior, prompt=" ", budget=1, frames=17
+    )
     assert anything.ids.shape == (1, 5, 1)
     run = {"prior": made.prior, "budget": 2, "class_name": "still"}
     by_name = made.host.results("VFTClassToTokens", **run, other_class="spin")

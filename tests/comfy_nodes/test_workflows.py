@@ -278,7 +278,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "03_long_clip_streaming": {"frames": [161], "budgets": [32]},
     "04_budget_sweep": {"frames": [33], "budgets": []},
     "05_refine_details": {"frames": [17, 17], "budgets": [2, 16]},
-    "06_first_frame_edit": {"frames": [17, 17], "budgets": [4]},
+    "06_first_frame_edit": {"frames": [17, 17], "budgets": [1]},
     "07_share_tokens": {"frames": [33], "budgets": [32, 32]},
     "08_published_tokenizer": {"frames": [33, 33], "budgets": [32]},
     "09_published_text_to_video": {"frames": [17], "budgets": [32]},

@@ -44,8 +44,10 @@ ALLOWED = {
     ("vft_lib/footage/worlds.py", "import multiprocessing"): "draws clips in processes",
     ("vft_lib/gpu_check/check.py", "import subprocess"): "runs itself, one part after another",
     ("vft_lib/train/features.py", "import importlib.util"): INSTALLED,
+    ("vft_lib/transformer/attention.py", "import importlib.util.find_spec"): INSTALLED,
     ("vft_lib/train/features.py", "torch.load"): "weights_only, of an installed package's own file",
     ("vft_lib/footage/real.py", "import importlib.util"): INSTALLED,
+    ("vft_nodes/resources.py", "compile"): "a field of that name",
     ("vft_lib/footage/real.py", "np.load"): "with allow_pickle=False, of our own cache",
 }
 

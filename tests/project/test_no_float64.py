@@ -47,7 +47,7 @@ def test_the_mode_finds_them() -> None:
 @pytest.mark.parametrize("apg", [True, False])
 def test_encoding_and_decoding(apg: bool) -> None:
     tokenizer = load_tokenizer("default", device="cpu")
-    video = torch.rand(1, 3, 20, 64, 64) * 2 - 1
+    video = torch.rand(1, 3, 20, 128, 128) * 2 - 1
     with NoFloat64():
         tokens = tokenizer.encode(video, budget=4)
         for method in ("euler", "heun"):

@@ -136,7 +136,7 @@ def test_a_prior_writes_the_same_ids(guidance: float, temperature: float) -> Non
 
         tokens = prior.generate(
             ["a red ball", "a green star spins"], budget=2, guidance=guidance, seed=5,
-            temperature=temperature, progress=note,
+            temperature=temperature, progress=note, frames=17,
         )  # fmt: skip
         written.append(tokens.ids)
         assert seen == list(range(1, 11))
@@ -146,10 +146,10 @@ def test_a_prior_writes_the_same_ids(guidance: float, temperature: float) -> Non
 
 
 def test_refined_ids_keep_what_is_known() -> None:
-    """Long clips: `known` ids stand in the captured step, too."""
+    """Clips of more than one window: `known` ids stand in the captured step, too."""
     prior = load_prior("default", device="cpu")
     tok = load_tokenizer("default", device="cpu")
-    frames = tok.config.chunk_frames + tok.config.stride
+    frames = prior.config.frames + tok.config.stride
     video = torch.rand(1, 3, frames, tok.config.size, tok.config.size) * 2 - 1
     coarse = tok.encode(video, budget=1)
     plain = prior.refine(coarse, 3, seed=1)
