@@ -114,7 +114,7 @@ def _words(prior: LoadedPrior, prompt: str, clip: Any, conditioning: Any) -> dic
 
 
 def _partial(prior: LoadedPrior, work: host.Work) -> Any:
-    """A preview each time the tokens have doubled; None without a tokenizer."""
+    """A preview of the first chunk each time the tokens have doubled; None without a tokenizer."""
     if prior.tokenizer is None:
         return None
     loaded = prior.tokenizer
@@ -123,7 +123,10 @@ def _partial(prior: LoadedPrior, work: host.Work) -> Any:
         if tokens.budget & (tokens.budget - 1) == 0:
             # Both: alone, the tokenizer could push out the prior that is at work.
             host.load([prior.patcher, loaded.patcher], loaded.model.chunk_memory())
-            video = loaded.model.decode(tokens, steps=PREVIEW_STEPS, guidance=1.0)
+            c = loaded.model.config
+            t, frames = c.latent_frames, min(tokens.frames, c.chunk_frames)
+            first = tokens.with_ids(tokens.ids[:, :t], tokens.rows[:t], frames=frames)
+            video = loaded.model.decode(first, steps=PREVIEW_STEPS, guidance=1.0)
             frames = list(to_frames(video[0]))
             work.show(frames[len(frames) // 2])
 
