@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from comfy_host import Clip, _default, is_widget
+from comfy_vision import ClipVision
 from comfy_world import Made
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -129,7 +130,7 @@ def things(made: Made) -> dict[str, Any]:
     return {
         "VFT_TOKENIZER": made.tokenizer, "VFT_PRIOR": made.prior, "VFT_TOKENS": made.tokens,
         "IMAGE": images, "VIDEO": video, "AUDIO": {"waveform": torch.zeros(1, 1, 99)},
-        "CLIP": Clip(), "CONDITIONING": [[torch.zeros(1, 4, 24), {}]],
+        "CLIP": Clip(), "CONDITIONING": [[torch.zeros(1, 4, 24), {}]], "CLIP_VISION": ClipVision(),
     }  # fmt: skip
 
 
