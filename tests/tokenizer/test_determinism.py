@@ -29,7 +29,7 @@ def tok() -> Tokenizer:
 
 def clips(count: int, frames: int = 33) -> Tensor:
     return torch.stack(
-        [to_tensor(world.make_clip(i, frames=frames, size=64).video) for i in range(count)]
+        [to_tensor(world.make_clip(i, frames=frames, size=128).video) for i in range(count)]
     )
 
 
