@@ -124,8 +124,8 @@ def _partial(prior: LoadedPrior, work: host.Work) -> Any:
             # Both: alone, the tokenizer could push out the prior that is at work.
             host.load([prior.patcher, loaded.patcher], loaded.model.chunk_memory())
             c = loaded.model.config
-            t, frames = c.latent_frames, min(tokens.frames, c.chunk_frames)
-            first = tokens.with_ids(tokens.ids[:, :t], tokens.rows[:t], frames=frames)
+            t, length = c.latent_frames, min(tokens.frames, c.chunk_frames)
+            first = tokens.with_ids(tokens.ids[:, :t], tokens.rows[:t], frames=length)
             video = loaded.model.decode(first, steps=PREVIEW_STEPS, guidance=1.0)
             frames = list(to_frames(video[0]))
             work.show(frames[len(frames) // 2])
