@@ -39,7 +39,7 @@ for reach in (
         print(repr(e))
 """
 DEMO = {f"demo/{name}" for name in (
-    "k01.mp4", "k02.mp4", "side_by_side.mp4", "strip.png", "rate_quality.png", "table.json",
+    "k001.mp4", "k002.mp4", "side_by_side.mp4", "strip.png", "rate_quality.png", "table.json",
     "tokens.vft",
 )}  # fmt: skip
 
