@@ -38,7 +38,7 @@ def tokenizer_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) 
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(16, *TINY.latent_shape, generator=generator).half()
     features = torch.randn(16, TINY.latent_frames, 6, 2, 2, generator=generator).half()
-    return TokenizerTask(recipe, Tokenizer(TINY).vae, Latents(latents, features, 12))
+    return TokenizerTask(recipe, Tokenizer(TINY).vae, Latents(latents, features))
 
 
 def prior_task(ids: Tensor | None = None) -> PriorTask:

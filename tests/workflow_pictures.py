@@ -13,13 +13,11 @@ from torch import Tensor
 
 from vft_lib import load_prior, load_tokenizer
 from vft_lib.clips.adaptive import truncate_adaptive
-from vft_lib.files.packaged import packaged
-from vft_lib.measure.demo import EXAMPLE
+from vft_lib.measure.demo import example_clip
 from vft_lib.prior.prior import Prior
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 from vft_lib.video.frames import to_frames, to_tensor
-from vft_lib.video.video_in import read_frames
 from vft_lib.world import world
 
 ROOT = Path(__file__).parents[1]
@@ -57,10 +55,7 @@ def clip(seed: int, frames: int) -> Tensor:
 
 
 def real_clip(frames: int) -> Tensor:
-    """The example that comes with the pack, forwards and backwards."""
-    shown = list(read_frames(packaged(EXAMPLE), size=(128, 128)))
-    there_and_back = shown + shown[-2:0:-1]
-    return to_tensor(there_and_back[i % len(there_and_back)] for i in range(frames))
+    return to_tensor(example_clip(frames, 128))
 
 
 def parts(video: Tensor, count: int) -> list[tuple[str, Tensor]]:

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
 from ..vft_lib.clips.seams import Jumps, borders
-from ..vft_lib.files.packaged import packaged
-from ..vft_lib.measure.demo import EXAMPLE as EXAMPLE_CLIP
+from ..vft_lib.measure.demo import example_clip
 from ..vft_lib.measure.metrics import Quality
 from ..vft_lib.measure.sheets import Grid, draw_plot, in_bytes
 from ..vft_lib.video.frames import fit_frame, to_tensor
-from ..vft_lib.video.video_in import read_frames
 from ..vft_lib.world.world import make_clip
 from . import host
 from .files import node_facts
@@ -236,17 +234,9 @@ class ExampleClip(io.ComfyNode):
                 f"{frames} frames of {size} px are drawn at once; at {size} px take at most {most}"
             )
         if clip == "real":
-            video, caption = real_clip(frames, size), REAL
+            video, caption = example_clip(frames, size), REAL
         else:
             drawn = make_clip(seed, frames=frames, size=size)
             video, caption = drawn.video, drawn.caption
         images = store(video, frames)
         return io.NodeOutput(images, make_video(images, 8), caption)
-
-
-def real_clip(frames: int, size: int) -> np.ndarray:
-    """The example: uint8 `[frames,size,size,3]`; longer than it lasts, it turns round."""
-    shown = list(read_frames(packaged(EXAMPLE_CLIP), size=(size, size), max_frames=frames))
-    turn = 2 * (len(shown) - 1)
-    order = np.arange(frames) % turn if turn else np.zeros(frames, int)
-    return np.stack(shown)[np.minimum(order, turn - order)]

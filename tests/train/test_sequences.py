@@ -75,6 +75,7 @@ def test_a_second_call_goes_on_and_a_new_tokenizer_begins_anew(
     assert same(again, whole)
     other = Tokenizer(PRESET.tokenizer.config, "other").eval()
     assert not same(encode_sequences(plan(6), other, bank, folder=tmp_path), whole)
+    assert same(encode_sequences(plan(6), tokenizer, bank, folder=tmp_path), whole), "overwritten"
 
 
 def test_processes_draw_what_this_one_would(tokenizer: Tokenizer) -> None:

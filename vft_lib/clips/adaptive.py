@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import VftError
-from ..prior.prior import Prior
+from ..prior.prior import Prior, bits_budget
 from ..tokens import Tokens
 from .refining import check_even
 
@@ -29,11 +29,9 @@ def truncate_adaptive(
     if (count is not None) + (id_bytes is not None) + (keep_bits is not None) != 1:
         raise VftError("give a number of ids, of bytes, or a share of bits to keep, one of them")
     check_even(tokens, "what others are worth is not known any more")
-    if keep_bits is not None and not 0 < keep_bits <= 1:
-        raise VftError(f"the share of bits to keep is {keep_bits}; choose more than 0, at most 1")
     limit = None if keep_bits is not None else tokens.within(count=count, id_bytes=id_bytes)
     bits, worth = judged(prior.surprise(tokens), tokens.ids)
-    return tokens.truncate(rows_for(bits, worth, limit, keep_bits or 1.0))
+    return tokens.truncate(rows_for(bits, worth, limit, 1.0 if keep_bits is None else keep_bits))
 
 
 def judged(bits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +72,5 @@ def rows_for(
     gain = worth.double().clamp_min(1e-6) / (held * (held + 1))  # (k, t), the first ones infinite
     order = gain.flatten().argsort(descending=True, stable=True)  # equal ones in the order of time
     if count is None:
-        kept = bits.T.flatten()[order].double().cumsum(0)
-        count = int((kept < share * kept[-1] * (1 - 1e-6)).sum()) + 1
+        count = bits_budget(bits.T.flatten()[order].double()[None], share)
     return torch.bincount(order[: max(t, count)] % t, minlength=t).tolist()

@@ -148,6 +148,11 @@ class PriorConfig:
         """Frames of the longest clip: the first latent frame is one, the others are four each."""
         return 1 + 4 * (self.latent_frames - 1)
 
+    @property
+    def chunk_frames(self) -> int:
+        """Frames of the shortest clip that it writes without cutting any off."""
+        return 1 + 4 * ((self.chunk or self.latent_frames) - 1)
+
     def guidance_for(self, budget: int) -> float:
         """The default guidance scale of a budget."""
         return [scale for k, scale in self.guidance if k <= budget][-1]

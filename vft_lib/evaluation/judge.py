@@ -21,9 +21,8 @@ from tqdm import tqdm
 
 from ..files.atomic import write_bytes
 from ..footage.footage import to_video
-from ..footage.worlds import HELD_OUT_SEEDS
-from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer
+from ..tokens import Tokens
 from ..train.loop import train
 from ..train.prior import HELD_OUT
 from ..train.tokenizer import TokenizerRecipe, ids_of_latents
@@ -67,42 +66,29 @@ class Judge:
             right["all"] = torch.stack(list(right.values())).all(0)
         return {name: round(float(x.float().mean()), 4) for name, x in right.items()}
 
-    def stories(
-        self, tokenizer: Tokenizer, prior: Prior, count: int, budgets: list[int],
+    @torch.no_grad()
+    def ends(
+        self, tokenizer: Tokenizer, tokens: Tokens, labels: tuple[dict[str, Tensor], ...],
         dtype: torch.dtype, batch: int = 4,
-    ) -> dict[str, Any]:  # fmt: skip
-        """What the judge reads from the first and from the last chunk of the longest clips, whose
-        captions tell of two or three acts. Pictures are encoded again for it."""
-        c, frames = tokenizer.config, prior.config.frames
-        seeds = [s for s in HELD_OUT_SEEDS[: 4 * count] if world.draw_story(s).main.then][:count]
-        scenes = [world.draw_story(s) for s in seeds]
-        last = [world.draw_scene(s, motion=x.main.then[-1]) for s, x in zip(seeds, scenes)]
-        labels = {"first act": labels_of(scenes), "last act": labels_of(last)}
-        found: dict[str, Any] = {"clips": len(scenes), "frames": frames}
-        for name in ("own tokens", "caption"):
-            for k in budgets:
-                read: dict[str, list[Tensor]] = {act: [] for act in labels}
-                shape: dict[str, list[Tensor]] = {act: [] for act in labels}
-                starts = range(0, len(scenes), batch)
-                for start in tqdm(starts, desc=f"stories, {name}", mininterval=1):
-                    some = scenes[start : start + batch]
-                    at = list(range(start, start + len(some)))
-                    with torch.no_grad(), autocast(tokenizer, dtype):
-                        if name == "caption":
-                            tokens = prior.generate([s.caption() for s in some], budget=k, seed=at)
-                        else:
-                            shown = to_video([s.render(frames, c.size) for s in some])
-                            tokens = tokenizer.encode(shown).truncate(k)
-                        video = tokenizer.decode(tokens)
-                        for act, part in zip(labels, (video[:, :, : c.chunk_frames],
-                                                      video[:, :, -c.chunk_frames :])):  # fmt: skip
-                            read[act].append(tokenizer.vae.encode(part.to(tokenizer.device)).cpu())
-                            shape[act].append(part[:, :, ::2].half())
-                found.setdefault(name, {})[k] = {
-                    act: self.accuracy(labels[act], torch.cat(read[act]), torch.cat(shape[act]))
-                    for act in labels
-                }
-        return found
+    ) -> list[dict[str, float]]:  # fmt: skip
+        """:meth:`accuracy` on the first and on the last chunk of clips, decoded and encoded again,
+        against the `labels` of each."""
+        frames = tokenizer.config.chunk_frames
+        latents: tuple[list[Tensor], list[Tensor]] = ([], [])
+        pictures: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for start in tqdm(
+            range(0, len(tokens), batch), desc="first and last chunks", mininterval=1
+        ):
+            part = dataclasses.replace(tokens, ids=tokens.ids[start : start + batch])
+            with autocast(tokenizer, dtype):
+                video = tokenizer.decode(part)
+                for i, end in enumerate((video[:, :, :frames], video[:, :, -frames:])):
+                    latents[i].append(tokenizer.vae.encode(end.to(tokenizer.device)).cpu())
+                    pictures[i].append(end[:, :, ::2].half())
+        return [
+            self.accuracy(wanted, torch.cat(z), torch.cat(v))
+            for wanted, z, v in zip(labels, latents, pictures)
+        ]
 
 
 def pixels_of(scenes: list[world.Scene], frames: int, size: int) -> Tensor:

@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from ..errors import VftError
 from ..files.atomic import replacing, write_bytes
+from ..footage.footage import to_video
 from ..footage.worlds import HELD_OUT_SEEDS
 from ..models.loading import load_prior, load_tokenizer
 from ..prior.prior import Prior
@@ -34,15 +36,16 @@ from ..train.loop import autocast_dtype
 from ..train.presets import Preset
 from ..train.tokenizer import ids_of_latents
 from ..world import world
-from .judge import pixels_of, trained_judge
+from .judge import Judge, pixels_of, trained_judge
 from .probe import LABELS, labels_of
-from .run_clips import decoded_latents, decoded_video, encode_scenes
+from .run_clips import autocast, decoded_latents, decoded_video, encode_scenes
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 SWEEP = (1.0, 2.0, 3.0, 4.5)  # guidance scales
 SHEET_CLIPS = 8
+ACTS = ("first act", "last act")  # of a story: what its ends show
 
 
 def write_prior_card(preset: Preset, device: torch.device, args: argparse.Namespace) -> None:
@@ -97,7 +100,7 @@ def write_prior_card(preset: Preset, device: torch.device, args: argparse.Namesp
     results["caption"], shown = read(written, "from captions")
     some = [budgets[i] for i in (0, len(budgets) // 2, -1)]
     if prior.config.frames > c.chunk_frames:
-        results["stories"] = judge.stories(tokenizer, prior, args.stories, some[1:], dtype)
+        results["stories"] = _stories(tokenizer, prior, judge, args.stories, some[1:], dtype)
         _say(began, f"stories: {results['stories']}")
     results["class"] = {}
     for k, x in _written(prior, some, usual, class_name=motions).items():
@@ -157,10 +160,12 @@ def _chance() -> dict[str, float]:
 
 def _written(
     prior: Prior, budgets: list[int], scale_of: Callable[[int], float], batch: int = 32,
-    **words: list[str],
+    frames: int | None = None, **words: list[str],
 ) -> dict[int, Tensor]:  # fmt: skip
-    """Ids `[N,t,k]` by budget; clip i is written with seed i. At one guidance the small budgets
+    """Ids `[N,t,k]` of clips of `frames` (default: one chunk) by budget; clip i is written with
+    seed i. At one guidance the small budgets
     are the first ids of the largest, so those are written once."""
+    frames = prior.config.chunk_frames if frames is None else frames
     groups: dict[float, list[int]] = {}
     for k in budgets:
         groups.setdefault(scale_of(k), []).append(k)
@@ -173,7 +178,7 @@ def _written(
             some = values[start : start + batch]
             seeds = list(range(start, start + len(some)))
             tokens = prior.generate(
-                budget=max(ks), guidance=scale, seed=seeds, frames=prior.chunk_frames,
+                budget=max(ks), guidance=scale, seed=seeds, frames=frames,
                 caption=some if name == "caption" else None,
                 class_name=some if name == "class_name" else None,
             )  # fmt: skip
@@ -181,6 +186,35 @@ def _written(
         whole = torch.cat(parts)
         ids |= {k: whole[:, :, :k] for k in ks}
     return {k: ids[k] for k in budgets}
+
+
+def _stories(
+    tokenizer: Tokenizer, prior: Prior, judge: Judge, count: int, budgets: list[int],
+    dtype: torch.dtype,
+) -> dict[str, Any]:  # fmt: skip
+    """What the judge reads from both ends of the longest clips, whose captions tell of two or three
+    acts."""
+    frames, size = prior.config.frames, tokenizer.config.size
+    seeds = [s for s in HELD_OUT_SEEDS[: 4 * count] if world.draw_story(s).main.then][:count]
+    scenes = [world.draw_story(s) for s in seeds]
+    last = [world.draw_scene(s, motion=x.main.then[-1]) for s, x in zip(seeds, scenes)]
+    with autocast(tokenizer, dtype):
+        drawn = tqdm(scenes, desc="encoding stories", mininterval=1)
+        own = [tokenizer.encode(to_video([s.render(frames, size)])) for s in drawn]
+    ids = torch.cat([tokens.ids for tokens in own])
+    usual, captions = prior.config.guidance_for, [s.caption() for s in scenes]
+    sources = {
+        "own tokens": {k: ids[:, :, :k] for k in budgets},
+        "caption": _written(prior, budgets, usual, frames=frames, caption=captions),
+    }
+    labels = labels_of(scenes), labels_of(last)
+    found: dict[str, Any] = {"clips": len(scenes), "frames": frames}
+    for name, of in sources.items():
+        found[name] = {}
+        for k, x in of.items():
+            tokens = replace(own[0], ids=x)
+            found[name][k] = dict(zip(ACTS, judge.ends(tokenizer, tokens, labels, dtype)))
+    return found
 
 
 def _bits(
@@ -259,14 +293,13 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
 
 
 def _told(found: dict[str, Any]) -> Iterator[str]:
-    acts = ("first act", "last act")
     yield f"\n{found['clips']} clips of {found['frames']} frames with two or three acts\n"
-    yield f"| | k | {' | '.join(f'{x}, {act}' for act in acts for x in LABELS)} |"
-    yield "|---|---|" + "---|" * (len(LABELS) * len(acts))
+    yield f"| | k | {' | '.join(f'{x}, {act}' for act in ACTS for x in LABELS)} |"
+    yield "|---|---|" + "---|" * (len(LABELS) * len(ACTS))
     for name, words in (("own tokens", "decoded from its own tokens"),
                         ("caption", "generated from its caption")):  # fmt: skip
         for k, row in found[name].items():
-            cells = " | ".join(f"{row[act][x]:.0%}" for act in acts for x in LABELS)
+            cells = " | ".join(f"{row[act][x]:.0%}" for act in ACTS for x in LABELS)
             yield f"| {words} | {k} | {cells} |"
 
 

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from ..clips.stream import Progress, decode_file, encode_file, picture_box, unfit
@@ -28,6 +29,15 @@ from .sheets import GAP, PAPER, Grid, in_bytes, save_plot, text_tile
 
 EXAMPLE = "example.mp4"  # comes with this program: four seconds that training never sees
 STRIP_COLUMNS = 8
+
+
+def example_clip(frames: int, size: int) -> npt.NDArray[np.uint8]:
+    """The example that comes with this program: uint8 `[frames,size,size,3]`; longer than it lasts,
+    it plays backwards and forwards."""
+    shown = list(read_frames(packaged(EXAMPLE), size=(size, size), max_frames=frames))
+    turn = 2 * (len(shown) - 1)
+    order = np.arange(frames) % turn if turn else np.zeros(frames, int)
+    return np.stack(shown)[np.minimum(order, turn - order)]
 
 
 def run_demo(

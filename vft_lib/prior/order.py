@@ -36,8 +36,8 @@ def rows_of(c: PriorConfig, frames: int) -> int:
     """Latent frames of a sequence of `frames` frames: whole chunks."""
     if not c.chunk:
         return c.latent_frames
-    step = c.chunk - 1
-    return c.chunk + step * max(0, -(-(frames - 1 - 4 * step) // (4 * step)))
+    more = max(0, -(-(frames - c.chunk_frames) // (c.chunk_frames - 1)))
+    return c.chunk + more * (c.chunk - 1)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def windows(c: PriorConfig, tokens: Tokens) -> list[Window]:
         if rows == rows_of(c, tokens.frames):
             starts = range(0, max(1, rows - 1), t - 1)
             return [Window(i, min(t, rows - i), min(i, 1)) for i in starts]
-        t, frames = c.chunk, 1 + 4 * (c.chunk - 1)
+        t, frames = c.chunk, c.chunk_frames
     else:
         for overlap in (1, 0):
             chunks = 1 + max(0, -(-(tokens.frames - frames) // (frames - overlap)))

@@ -68,12 +68,6 @@ class Prior(nn.Module):
         self._device = device
 
     @property
-    def chunk_frames(self) -> int:
-        """Frames of the shortest clip that it writes without cutting any off."""
-        c = self.config
-        return 1 + 4 * (c.chunk - 1) if c.chunk else c.frames
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.network.positions.dtype
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +37,10 @@ LONG_EVERY, REAL_EVERY = 4, 13  # of so many blocks one is of the longest clips,
 @dataclass(frozen=True)
 class Latents:
     """`latents` `[N,C,t,h,w]` float16; `features` `[N,t,F,g,g]` float16 of the last frame that each
-    latent frame stands for (None: not asked for). The first `worlds` clips of every `BLOCK` are
-    procedural, numbers 0, 1, 2, … of the footage's worlds."""
+    latent frame stands for (None: not asked for)."""
 
     latents: Tensor
     features: Tensor | None
-    worlds: int
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -74,7 +72,9 @@ def encode_dataset(
     # A mark for each file: features may not have been asked for when the latents were made.
     kept = ["latents"] if features is None else ["latents", "features"]
     marks = [] if folder is None else [folder / f"{name}.done" for name in kept]
-    source = "" if folder is None else _source(footage, vae, (c.chunk_frames, c.size, worlds, seed))
+    source = "" if folder is None else _source(
+        footage.bank, (c.chunk_frames, c.size, worlds, seed), vae.state_dict()
+    )  # fmt: skip
     begin = min((_count(mark, source) for mark in marks), default=0)
     vae = copy.deepcopy(vae).to(dtype)  # the one given keeps its weights' last digits
     done = begin
@@ -92,17 +92,16 @@ def encode_dataset(
         done = start + BLOCK
         for mark in marks:
             write_bytes(mark, f"{done} {source}".encode())
-    return Latents(rows[:done], None if seen is None else seen[:done], worlds)
+    return Latents(rows[:done], None if seen is None else seen[:done])
 
 
-def _source(footage: Footage, vae: VideoAutoencoder, facts: tuple[int, ...]) -> str:
-    """A mark of what latents follow from."""
-    bank = "" if footage.bank is None else footage.bank.mark()
-    return digest(f"{bank} {facts}", vae.state_dict())
+def _source(bank: ClipBank | None, facts: tuple[object, ...], weights: Mapping[str, Tensor]) -> str:
+    """A mark of what encoded clips follow from."""
+    return digest(f"{'' if bank is None else bank.mark()} {facts}", weights)
 
 
 def _count(mark: Path, source: str) -> int:
-    """How many clips of that source are encoded."""
+    """How many clips, or blocks of them, of that source are encoded."""
     count, _, made_of = mark.read_text().partition(" ") if mark.exists() else ("0", "", "")
     return int(count) if made_of in ("", source) else 0  # "": before sources were noted down
 
@@ -182,15 +181,20 @@ class Plan:
     def is_real(self, block: int) -> bool:
         return self.footage and block % REAL_EVERY == REAL_EVERY - 1
 
-    def frames(self, block: int) -> int:
-        c = self.config
-        return c.frames if self.is_long(block) or not c.chunk else 1 + 4 * (c.chunk - 1)
+    def rows(self, long: bool) -> int:
+        """Latent frames."""
+        return self.config.latent_frames if long else self.config.chunk or self.config.latent_frames
 
-    def seeds(self) -> list[int]:
-        return training_seeds(self.blocks * SEQUENCES, self.seed)
+    def frames(self, long: bool) -> int:
+        return self.config.frames if long else self.config.chunk_frames
 
-    def scene(self, block: int, seed: int) -> Scene:
-        return draw_story(seed) if self.is_long(block) else draw_scene(seed)
+    def draw(self, long: bool) -> Callable[[int], Scene]:
+        return draw_story if long else draw_scene
+
+    def seeds(self) -> list[list[int]]:
+        """Of each block's worlds."""
+        seeds = training_seeds(self.blocks * SEQUENCES, self.seed)
+        return [seeds[i : i + SEQUENCES] for i in range(0, len(seeds), SEQUENCES)]
 
 
 @torch.no_grad()
@@ -201,47 +205,52 @@ def encode_sequences(
     """Draw the plan's clips and encode them. Given a `folder`, ids are kept there, and a call goes
     on where an earlier one stopped. `deadline` (of time.monotonic): what is not encoded by then is
     left out. Worlds are drawn ahead by `processes` processes (0: when they are needed)."""
-    c, device, seeds = plan.config, tokenizer.device, plan.seeds()
+    c, seeds = plan.config, plan.seeds()
     count = plan.blocks * SEQUENCES
     ids = reserved(folder, "ids", (count, c.latent_frames, c.registers), "cpu", torch.int32)
-    mark = None if folder is None else folder / f"ids-{tokenizer.fingerprint}.done"
-    done = int(mark.read_text()) if mark is not None and mark.exists() else 0
-    rows = torch.zeros(count, dtype=torch.int64)
-    scenes: list[Scene | None] = []
-    drawn = {
-        long: Worlds(
-            [s for b in range(done, plan.blocks) for s in seeds[b * SEQUENCES :][:SEQUENCES]
-             if plan.is_long(b) is long and not plan.is_real(b)],
-            plan.frames(0) if long else plan.frames(1), c.size, processes,
-            draw_story if long else draw_scene,
-        )
+    facts = (tokenizer.fingerprint, c.chunk, c.latent_frames, c.registers, plan.seed, plan.footage)
+    source = _source(bank, facts, {})
+    mark = None if folder is None else folder / "ids.done"
+    done = 0 if mark is None else _count(mark, source)
+    ahead = {
+        long: [
+            b for b in range(done, plan.blocks)
+            if plan.is_long(b) is long and not plan.is_real(b)
+        ]
         for long in (False, True)
     }  # fmt: skip
-    used = {False: 0, True: 0}
+    drawn = {
+        long: Worlds(
+            [seed for b in blocks for seed in seeds[b]], plan.frames(long), c.size, processes,
+            plan.draw(long),
+        )
+        for long, blocks in ahead.items()
+    }  # fmt: skip
+    rows = torch.zeros(count, dtype=torch.int64)
+    scenes: list[Scene | None] = []
     for b in tqdm(range(plan.blocks), desc="encoding sequences", mininterval=1):
         late = deadline is not None and b >= 4 and time.monotonic() > deadline
         if b >= done and late:
             break
         at = slice(b * SEQUENCES, (b + 1) * SEQUENCES)
         long, real = plan.is_long(b), plan.is_real(b)
-        scenes += [None] * SEQUENCES if real else [plan.scene(b, s) for s in seeds[at]]
-        t = c.latent_frames if long or not c.chunk else c.chunk
-        rows[at] = t
+        scenes += [None] * SEQUENCES if real else map(plan.draw(long), seeds[b])
+        rows[at] = t = plan.rows(long)
         if b < done:
             continue
         if real:
             assert bank is not None
             generator = step_generator(plan.seed, b, 0, bank.device)
-            video = bank.draw(generator, SEQUENCES, plan.frames(b), c.size)
+            video = bank.draw(generator, SEQUENCES, plan.frames(long), c.size)
         else:
-            first = used[long]
-            used[long] += SEQUENCES
-            video = to_video(drawn[long].clips(range(first, first + SEQUENCES)), device)
+            first = ahead[long].index(b) * SEQUENCES
+            clips = drawn[long].clips(range(first, first + SEQUENCES))
+            video = to_video(clips, tokenizer.device)
         for i, part in enumerate(video.to(tokenizer.dtype).split(4)):
             found = tokenizer.encode(part).ids[:, :, : c.registers]
             ids[at][4 * i : 4 * i + 4, :t] = found.to(ids)
         if mark is not None:
-            write_bytes(mark, str(b + 1).encode())
+            write_bytes(mark, f"{b + 1} {source}".encode())
     for worlds in drawn.values():
         worlds.close()
     n = len(scenes)
