@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import VftError
+from ..transformer.offload import offloaded
 
 Progress = Callable[[int, int], None]
 Estimate = Callable[[Tensor], None]
@@ -103,7 +104,8 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     """The weights of `model` in float32, beside which those that it had are kept, and come back
     after the block. What is stored in eight bits stays so: it is computed with in the dtype of what
     comes in."""
-    tensors = [*model.parameters(), *model.buffers()]
+    away = [p for m in offloaded(model).values() for p in m.layer.parameters()]
+    tensors = [*model.parameters(), *model.buffers(), *away]
     kept = [(t, t.data) for t in tensors if t.dtype in (torch.float16, torch.bfloat16)]
     try:
         for t, data in kept:
