@@ -180,6 +180,7 @@ def open_app(browser: Any, host: Any, nodes2: bool) -> App:
         "Comfy.VueNodes.Enabled": nodes2, "Comfy.TutorialCompleted": True,
         "Comfy.Minimap.Visible": False, "Comfy.Workflow.ShowMissingNodesWarning": False,
         "Comfy.Workflow.ShowMissingModelsWarning": False,
+        "Comfy.Pointer.DoubleClickTime": 1000,  # ms between two clicks, on a busy machine too
         "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # words on screenshots of large graphs too
     }  # fmt: skip
     # The front end to test with; another than the installed one for a check by hand.
