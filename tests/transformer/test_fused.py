@@ -65,7 +65,8 @@ def test_what_cannot_be_compiled_runs_as_written(caplog: pytest.LogCaptureFixtur
         for _ in range(2):
             assert torch.equal(failing(WIDTH, x), 2 * x)
     (line,) = said(caplog)
-    assert line.startswith("failing runs as written")
+    assert line.startswith("failing runs as written: ")
+    assert line.endswith("; install one (g++ or clang), or do not compile")
 
 
 @pytest.mark.slow

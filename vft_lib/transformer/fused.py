@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .graphs import refused
+
 log = logging.getLogger(__name__)
 _state = {"on": False}
 
@@ -63,7 +65,7 @@ def fused(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         try:
             return run(*tensors)
         except Exception as e:  # whatever a compiler may raise
-            log.warning("%s runs as written: %s", function.__name__, str(e).splitlines()[:1])
+            log.warning("%s runs as written: %s", function.__name__, refused(e))
             compiled[key] = None
             return function(width, *tensors)
 

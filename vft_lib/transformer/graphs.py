@@ -165,6 +165,14 @@ def _why(e: BaseException) -> str:
     return f"{type(e).__name__}: {(str(e).strip() or 'no message').splitlines()[0]}"
 
 
+def refused(e: BaseException) -> str:
+    """Why torch.compile gave up, in one line, and what to install where that is the remedy."""
+    said = _why(getattr(e, "inner_exception", None) or e)
+    if "compiler" in said.lower():  # inductor's words, and Triton's
+        said += "; install one (g++ or clang), or do not compile"
+    return said
+
+
 class Compiled:
     """A step through torch.compile, for each shape anew. Where it cannot be compiled (no compiler,
     no Triton, a call that cannot be traced) it runs as written from then on; `problem` says why.
@@ -186,9 +194,7 @@ class Compiled:
                 self.done = True
                 return result
             except self._failures as e:
-                self.problem = _why(getattr(e, "inner_exception", None) or e)
-                if "compiler" in self.problem.lower():  # inductor's words, and Triton's
-                    self.problem += "; install one (g++ or clang), or do not compile"
+                self.problem = refused(e)
                 log.warning("a step runs as written, not compiled: %s", self.problem)
         return self.step(*inputs)
 
