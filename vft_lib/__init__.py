@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from .clips.stream import decode_file, encode_file, read_video
     from .models.loading import load_image_encoder, load_prior, load_tokenizer
     from .prior.prior import Prior
+    from .shards.dataset import Shards
     from .tokenizer.sampling import Sampling
     from .tokenizer.tokenizer import Tokenizer
     from .tokens import Tokens
     from .video.video_out import write_video
 
 _HOMES = {
-    "Prior": "prior.prior", "Sampling": "tokenizer.sampling",
+    "Prior": "prior.prior", "Sampling": "tokenizer.sampling", "Shards": "shards.dataset",
     "Tokenizer": "tokenizer.tokenizer", "Tokens": "tokens",
     "decode_file": "clips.stream", "encode_file": "clips.stream", "read_video": "clips.stream",
     "join_tokens": "clips.cutting", "slice_tokens": "clips.cutting",
@@ -49,6 +50,7 @@ __all__ = [
     "ConfigError",
     "Prior",
     "Sampling",
+    "Shards",
     "TokenFileError",
     "Tokenizer",
     "Tokens",

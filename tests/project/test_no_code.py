@@ -47,6 +47,9 @@ ALLOWED = {
     ("vft_lib/transformer/attention.py", "import importlib.util.find_spec"): INSTALLED,
     ("vft_lib/train/features.py", "torch.load"): "weights_only, of an installed package's own file",
     ("vft_lib/footage/real.py", "import importlib.util"): INSTALLED,
+    ("vft_lib/shards/decoding.py", "import multiprocessing"): "decodes clips in processes",
+    ("vft_lib/shards/decoding.py", "import multiprocessing.connection"): "and listens to them",
+    ("vft_lib/shards/decoding.py", "import multiprocessing.connection.Connection"): "its type",
     ("vft_nodes/resources.py", "compile"): "a field of that name",
     ("vft_lib/footage/real.py", "np.load"): "with allow_pickle=False, of our own cache",
 }

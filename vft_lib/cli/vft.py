@@ -1,5 +1,5 @@
 """The command line: `vft demo | encode | truncate | decode | info | generate | refine | surprise |
-convert | parity | bench | gpu-check | download | train`.
+tokenize | convert | parity | bench | gpu-check | download | train`.
 
 Results go to stdout (one JSON object under `--json`), progress and notes to stderr. A problem the
 user can fix is one line on stderr and exit code 2; Ctrl-C is 130.
@@ -73,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     from .decode import add_decode_command
     from .download import add_download_parser
     from .prior import add_prior_commands
+    from .tokenize import add_tokenize_parser
     from .train import add_train_parser
     from .truncate import add_truncate_parser
 
@@ -116,6 +117,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_sampling_options(demo)
     demo.add_argument("--no-audio", action="store_true")
     add_prior_commands(command)
+    add_tokenize_parser(command)
     convert = commands.add_parser(
         "convert", help="published tokenizer or prior -> one file of ours"
     )

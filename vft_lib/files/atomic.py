@@ -30,7 +30,7 @@ def whole(path: Path) -> Iterator[Path]:
     a killed process left of `path` is removed. Raises OSError."""
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(None, "it is there and read-only")
-    _sweep(path)
+    sweep(path)
     tmp = temporary(path)
     with _held(tmp):
         try:
@@ -119,7 +119,7 @@ def _beginning(path: Path) -> str:
     return f".{os.fsencode(path.stem)[:150].decode(errors='ignore')}."
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Removes what killed processes left of `path`: temporaries that nobody holds."""
     if fcntl is None:
         return

@@ -36,6 +36,10 @@ class Encoder(nn.Module):
     def forward(self, latents: Tensor, features: ImageFeatures | None = None) -> Tensor:
         """Latents `[B,C,t,h,w]`, and the features of the same frames where the config asks for
         any -> `[B,t,K,6]` before quantization, float32. VftError for features that do not fit."""
+        return self.to_codes(self.hidden(latents, features)).float()
+
+    def hidden(self, latents: Tensor, features: ImageFeatures | None = None) -> Tensor:
+        """What the registers hold at the end, `[B,t,K,d]`, of which :meth:`forward` makes codes."""
         features = features or ImageFeatures()
         self._check(latents, features)
         if features.grids is not None:
@@ -50,7 +54,7 @@ class Encoder(nn.Module):
             first = registers[:, :, 0] + vector
             registers = torch.cat([first[:, :, None], registers[:, :, 1:]], dim=2)
         _, registers = self.trunk(patches, registers)
-        return self.to_codes(norm(registers)).float()
+        return norm(registers)
 
     def _check(self, latents: Tensor, features: ImageFeatures) -> None:
         """VftError unless these are the features that go with these latents."""

@@ -176,22 +176,24 @@ class Tokenizer(nn.Module):
             raise VftError("got no frames; a clip has at least one")
 
     def ids_of(self, video: Tensor, low_memory: bool = False) -> Tensor:
-        """One chunk `[B,3,T,H,W]` (T = 1 + 4n) -> ids `[B,t,K]`. `low_memory`: the autoencoder
-        works on one latent frame at a time."""
+        """One chunk `[B,3,T,H,W]` (T = 1 + 4n) -> ids `[B,t,K]`. `low_memory`: in less of it."""
         return self.fsq.ids(self._read(video, low_memory))
 
     def _read(self, video: Tensor, low_memory: bool) -> Tensor:
         """One chunk -> what its registers say, `[B,t,K,6]`, before quantization."""
+        return self.encoder(*self.seen(video, low_memory))
+
+    def seen(self, video: Tensor, low_memory: bool) -> tuple[Tensor, ImageFeatures | None]:
+        """What the encoder reads of one chunk."""
         features = self._features_of(video, low_memory)
         latents = self._latents_of(video, low_memory)
         if features is not None:  # SemanTok's protocol: its training latents were stored so
             latents = latents.half().to(latents)
-        return self.encoder(latents, features)
+        return latents, features
 
     def _features_of(self, video: Tensor, low_memory: bool) -> ImageFeatures | None:
         """Of a chunk, where the encoder reads any; VftError if there is no network to make them."""
-        c = self.config
-        if not c.encoder.reads_images:
+        if not (c := self.config).encoder.reads_images:
             return None
         network = check_encoder(c.encoder, c.name, self.image_encoder)
         return features_of(c.encoder, network, video, 1 if low_memory else c.chunk_frames)

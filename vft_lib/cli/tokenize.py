@@ -1,0 +1,178 @@
+"""`vft tokenize`: a whole collection of clips as tokens, in shards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from ..errors import VftError
+from ..files.atomic import alone, in_units
+from .common import add_dino_option, add_resource_options, answer, load_tokenizer_for, note, number
+
+if TYPE_CHECKING:
+    from ..shards.plan import Plan
+    from ..shards.sources import Source
+    from ..shards.tokenizing import Pace
+    from ..tokenizer.tokenizer import Tokenizer
+
+
+def add_tokenize_parser(command: Callable[..., Any]) -> None:
+    """Add the command; `command(name, func, about)` as in `vft.build_parser`."""
+    p = command("tokenize", _tokenize, "a collection of clips -> shards of tokens")
+    p.add_argument(
+        "source", type=Path, metavar="SOURCE",
+        help="a folder of clips; a list of them (.txt, .csv, .tsv, .parquet); WebDataset tars",
+    )  # fmt: skip
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--format", choices=("webdataset", "parquet"), default="webdataset")
+    p.add_argument("--resume", action="store_true", help="go on with what is in DIR")
+    p.add_argument(
+        "--window", metavar="W|exact",
+        help="a record for every W frames (default: one a clip); exact: whole chunks, no padding",
+    )  # fmt: skip
+    p.add_argument("--stride", type=int, metavar="S", help="from window to window (default: W)")
+    p.add_argument(
+        "--fps", metavar="F|all", help="default: the tokenizer's; all: every frame of the file"
+    )
+    p.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop")
+    p.add_argument("-k", "--budget", type=int, metavar="K", help="tokens per latent frame")
+    p.add_argument(
+        "--with", nargs="+", default=[], dest="extras", metavar="WHAT",
+        help="beside the ids, in float16: codes (before quantization), hidden (of the encoder), "
+        "latents (of the autoencoder; to train a tokenizer)",
+    )  # fmt: skip
+    p.add_argument(
+        "--clips-per-shard", type=int, default=256, metavar="N",
+        help="what a kill costs at most (256)",
+    )  # fmt: skip
+    group = p.add_argument_group("machines")
+    group.add_argument("--workers", type=int, metavar="N", help="decoders (default: cores - 1)")
+    group.add_argument("--batch", type=int, metavar="B", help="chunks at once (CPU: 4, else 32)")
+    group.add_argument("--shard", metavar="I/N", help="of N processes on one DIR, this is I (0…)")
+    group.add_argument(
+        "--ray", nargs="?", const="local", metavar="ADDRESS",
+        help="on a Ray cluster (default: a local one); all machines see SOURCE and DIR",
+    )  # fmt: skip
+    group.add_argument("--actors", type=int, metavar="N", help="models at work under --ray")
+    add_dino_option(p)
+    add_resource_options(p, decoding=False)
+
+
+def _tokenize(args: argparse.Namespace) -> None:
+    from ..shards.formats import pyarrow_for
+    from ..shards.plan import FAILURES, read_shard, write_failures
+    from ..shards.sources import open_source
+
+    pyarrow_for(f"`vft tokenize` ({FAILURES})")
+    index, count = _share(args.shard)
+    source = open_source(args.source)
+    tokenizer = load_tokenizer_for(args)
+    plan = _plan(args, source, tokenizer)
+    plan.begin(args.out, args.resume)
+    mine = range(index, plan.units, count)
+    work = args.out / f".work-{index}-of-{count}"
+    with alone(work, lambda: note(f"another process makes this part of {args.out}; waiting")):
+        left = [unit for unit in mine if read_shard(args.out, unit) is None]
+        _sweep(args.out, left)
+        if len(left) < len(mine):
+            note(f"{len(mine) - len(left)} of {len(mine)} shards are there")
+        if args.ray is not None:
+            facts = _on_cluster(args, plan, left)
+        else:
+            facts = _here(args, source, plan, tokenizer, left)
+    work.rmdir()
+    failures = write_failures(args.out, plan)
+    shards = [read_shard(args.out, unit) for unit in mine]
+    records = sum(len(s.rows) for s in shards if s is not None)
+    size = sum(s.file.stat().st_size for s in shards if s is not None and s.file is not None)
+    facts |= {"out": args.out, "shards": len(mine), "records": records, "bytes": size,
+              "failures": len(failures)}  # fmt: skip
+    text = f"{args.out}: {records} records in {len(mine)} shards, {in_units(size)}"
+    if failures:
+        text += f"; {len(failures)} clips failed, see {args.out / FAILURES}"
+    answer(args, text, facts)
+
+
+def _share(text: str | None) -> tuple[int, int]:
+    try:
+        index, count = (int(n) for n in (text or "0/1").split("/"))
+        if 0 <= index < count:
+            return index, count
+    except ValueError:
+        pass
+    raise VftError(f"--shard {text}: give I/N, as in 0/4 to 3/4")
+
+
+def _plan(args: argparse.Namespace, source: Source, tokenizer: Tokenizer) -> Plan:
+    from ..models.loading import load_tokenizer
+    from ..shards.tokenizing import autoencoder_mark, plan_of
+
+    try:
+        exact = args.window == "exact"
+        window = 0 if exact else int(args.window or 0)
+        fps = None if args.fps == "all" else number(args.fps or "0")
+    except ValueError:
+        raise VftError(
+            f"--window {args.window}, --fps {args.fps}: give numbers, `exact` and `all`"
+        ) from None
+    mark = ""
+    if "latents" in args.extras:
+        import torch
+
+        as_stored = load_tokenizer(args.tokenizer, device="cpu", dtype=torch.float32)
+        mark = autoencoder_mark(as_stored.vae.state_dict())
+    return plan_of(
+        source, tokenizer, per_shard=args.clips_per_shard, format=args.format, fps=fps,
+        fit=args.fit, window=window, stride=args.stride, exact=exact, budget=args.budget,
+        extras=args.extras, autoencoder=mark,
+    )  # fmt: skip
+
+
+def _sweep(folder: Path, units: list[int]) -> None:
+    """Removes what killed runs left of shards that are to be made."""
+    from ..files.atomic import sweep
+    from ..shards.plan import name_of
+
+    for unit in units:
+        for suffix in (".json", ".tar", ".parquet"):
+            sweep(folder / (name_of(unit) + suffix))
+
+
+def _here(
+    args: argparse.Namespace, source: Source, plan: Plan, tokenizer: Tokenizer, units: list[int]
+) -> dict[str, Any]:
+    from ..shards.tokenizing import Machine
+
+    if not units:
+        return {}
+    workers = args.workers or max(1, (os.cpu_count() or 2) - 1)
+    batch = args.batch or (4 if tokenizer.device.type == "cpu" else 32)
+    if min(workers, batch) < 1:
+        raise VftError(f"--workers {workers}, --batch {batch}: give 1 or more")
+    total = sum(len(plan.clips_of(unit)) for unit in units)
+    machine = Machine(source, plan, tokenizer, args.out, workers=workers, batch=batch)
+    with tqdm(total=total, unit="clip", smoothing=0.05) as bar, closing(machine):
+
+        def show(pace: Pace) -> None:
+            share = pace.waited / max(pace.seconds, 1e-9)
+            bar.set_postfix_str(f"device waited {share:.0%}, {pace.failed} failed", refresh=False)
+            bar.update(pace.clips - bar.n)
+
+        for _ in machine.run(units, show):
+            pass
+    pace = machine.pace
+    return {
+        "seconds": round(pace.seconds, 2), "clips": pace.clips, "chunks": pace.chunks,
+        "clips_per_second": round(pace.clips / max(pace.seconds, 1e-9), 3),
+        "device_waited": round(pace.waited / max(pace.seconds, 1e-9), 4),
+    }  # fmt: skip
+
+
+def _on_cluster(args: argparse.Namespace, plan: Plan, units: list[int]) -> dict[str, Any]:
+    raise VftError("not yet")
