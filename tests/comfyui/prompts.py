@@ -13,7 +13,8 @@ from PIL import Image
 
 from vft_lib import Tokens
 
-LIMIT = 180  # seconds a workflow may take
+LIMIT = 600  # seconds a workflow may take, on a busy machine too
+SIZE = (128, 128)  # pixels of what the default tokenizer decodes to
 Prompt = dict[str, Any]
 
 

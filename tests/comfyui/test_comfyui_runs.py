@@ -6,6 +6,7 @@ import io
 import json
 import time
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ import pytest
 from comfyui.messages import Run, read_binary
 from comfyui.prompts import (
     LIMIT,
+    SIZE,
     Prompt,
     pictures,
     saved_tokens,
@@ -31,7 +33,7 @@ from vft_lib.world.world import make_clip
 def test_clip_to_tokens_to_clip(comfy: ComfyUI) -> None:
     run = comfy.run(straight_path(seed=1, frames=21), LIMIT)
     assert run.status == "success", run.error
-    assert pictures(comfy, run.outputs["video"]["images"][0]).shape == (21, 64, 64, 3)
+    assert pictures(comfy, run.outputs["video"]["images"][0]).shape == (21, *SIZE, 3)
     tokens = saved_tokens(comfy, run)
     assert (tokens.frames, tokens.budget, tokens.fps) == (21, 8, 8)
     assert run.progress_of("encode")[-1] == run.progress_of("decode")[-1] == 1
@@ -45,7 +47,7 @@ def test_clip_to_tokens_to_clip(comfy: ComfyUI) -> None:
 def test_cancel_stops_the_node_and_the_next_run_is_clean(comfy: ComfyUI, node: str) -> None:
     prompt = straight_path(seed=2, frames=49)
     if node == "write":
-        words = {"prompt": "a red ball", "budget": 16, "seed": 0, "guidance": 0.0, "frames": 0}
+        words = {"prompt": "a red ball", "budget": 16, "seed": 0, "guidance": 0.0, "frames": 17}
         prompt["prior"] = {
             "class_type": "VFTLoadPrior",
             "inputs": {"prior": "default", "dtype": "auto", "device": "auto"},
@@ -82,9 +84,9 @@ def test_cancel_stops_the_node_and_the_next_run_is_clean(comfy: ComfyUI, node: s
 def test_a_cancelled_decode_gives_its_memory_back(comfy: ComfyUI) -> None:
     """A long decode holds the frames it has made; cancelled, it lets go of them, and the server
     goes on as if nothing had been."""
-    frames = 801
+    frames = 201
     prompt = straight_path(seed=8, frames=frames, steps=1)
-    kept = 4 * 3 * 64 * 64 * frames  # bytes of all frames, as an IMAGE
+    kept = 4 * 3 * prod(SIZE) * frames  # bytes of all frames, as an IMAGE
     known = {name: node for name, node in prompt.items() if name not in ("decode", "video")}
     comfy.run(straight_path(seed=9), LIMIT)  # imports, codecs and thread stacks stay, once
     assert comfy.run(known, LIMIT).status == "success"  # clip, model and tokens stay in the cache
@@ -136,7 +138,7 @@ def test_video_file_with_sound(comfy: ComfyUI) -> None:
     assert run.status == "success", run.error
     assert saved_tokens(comfy, run).frames == 24
     file = run.outputs["video"]["images"][0]
-    assert pictures(comfy, file).shape == (24, 64, 64, 3)
+    assert pictures(comfy, file).shape == (24, *SIZE, 3)
     with av.open(io.BytesIO(comfy.view(file))) as video:
         assert [stream.type for stream in video.streams] == ["video", "audio"]
         assert abs(float(video.duration / av.time_base) - 3) < 0.2

@@ -13,6 +13,7 @@ import pytest
 from comfyui.messages import Run
 from comfyui.prompts import (
     LIMIT,
+    SIZE,
     Prompt,
     downstream,
     nodes_of,
@@ -26,11 +27,11 @@ ROOT = Path(__file__).parents[2]
 API_PROMPTS = ROOT / "tests" / "workflows" / "api"
 
 SHAPES = {
-    "01_original": (33, 256, 256), "01_rebuilt": (33, 64, 64), "02_text_to_video": (17, 64, 64),
-    "03_long_clip": (161, 64, 64), "10_long_clip_adaptive": (161, 64, 64),
-    "04_budget_sweep": (33, 562, 780), "05_coarse": (17, 64, 64),
-    "05_refined": (17, 64, 64), "06_plain": (17, 64, 64), "06_edited": (17, 64, 64),
-    "07_share": (33, 64, 64), "08_original": (33, 256, 256),
+    "01_original": (33, 256, 256), "01_rebuilt": (33, *SIZE), "02_text_to_video": (81, *SIZE),
+    "03_long_clip": (161, *SIZE), "10_long_clip_adaptive": (161, *SIZE),
+    "04_budget_sweep": (33, 562, 780), "05_coarse": (17, *SIZE),
+    "05_refined": (17, *SIZE), "06_plain": (17, *SIZE), "06_edited": (17, *SIZE),
+    "07_share": (33, *SIZE), "08_original": (33, 256, 256),
     "11_original": (33, 128, 128),
 }  # fmt: skip
 """Frames, height and width of the videos that workflows write, by their file names."""
