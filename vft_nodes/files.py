@@ -12,7 +12,6 @@ from comfy_api.latest import io
 from ..vft_lib import Tokens, VftError
 from ..vft_lib.clips.adaptive import truncate_adaptive
 from ..vft_lib.clips.cutting import join_tokens, slice_tokens
-from ..vft_lib.clips.refining import check_even
 from ..vft_lib.errors import one_line
 from ..vft_lib.files.packaged import packaged
 from ..vft_lib.prior.prior import bits_budget
@@ -187,7 +186,6 @@ class TruncatePrefix(io.ComfyNode):
         if by == "information":
             if prior is None:
                 raise VftError("'information' needs a prior: connect Load VFT Prior")
-            check_even(tokens, "how much each tells is not known any more")
             budget = bits_budget(prior.ready().surprise(tokens)[0], keep_bits)
         elif by == "tokens in all":
             budget = tokens.budget_within(count=budget)

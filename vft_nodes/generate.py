@@ -8,7 +8,6 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vft_lib import Tokens, VftError
-from ..vft_lib.clips.refining import refine_tokens
 from ..vft_lib.video.frames import to_frames
 from ..vft_lib.world.world import MOTIONS
 from . import host
@@ -276,8 +275,8 @@ class RefineTokens(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         work = host.Work(cls.hidden)
         words = _words(prior, prompt, clip, conditioning)
-        refined = refine_tokens(
-            prior.ready(2), tokens, budget, progress=work, partial=_partial(prior, work), **words,
+        refined = prior.ready(2).refine(
+            tokens, budget, progress=work, partial=_partial(prior, work), **words,
             **_sampling(seed, guidance, temperature, top_k, top_p),
         )  # fmt: skip
         return io.NodeOutput(refined, ui=shown(refined, prior.told(summary(refined))))

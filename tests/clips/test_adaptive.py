@@ -15,9 +15,9 @@ from tokenizer.test_tokenizer import clips
 
 from vft_lib.checkpoints.checkpoint import save_prior
 from vft_lib.clips.adaptive import judged, rows_for, truncate_adaptive
-from vft_lib.clips.refining import check_even, refine_tokens
 from vft_lib.errors import VftError
 from vft_lib.models.loading import load_tokenizer
+from vft_lib.prior.order import time_first, to_grid
 from vft_lib.prior.prior import Prior
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
@@ -121,7 +121,7 @@ def test_what_cannot_be_chosen(prior: Prior, tokens: Tokens) -> None:
         with pytest.raises(VftError, match="share of bits"):
             truncate_adaptive(prior, tokens, keep_bits=share)
     kept = truncate_adaptive(prior, tokens, count=40)
-    with pytest.raises(VftError, match=r"these tokens hold 1 to \d per latent frame already"):
+    with pytest.raises(VftError, match=r"these tokens hold 1 to \d per latent frame, so"):
         truncate_adaptive(prior, kept, count=30)
 
 
@@ -131,25 +131,42 @@ def test_refining_uneven_tokens_keeps_what_is_there(
     kept = truncate_adaptive(prior, tokens, count=60)
     words: dict[str, Any] = {"caption": "a red ball", "seed": 3}
     steps: list[tuple[int, int]] = []
-    fine = refine_tokens(prior, kept, 8, progress=lambda *x: steps.append(x), **words)
+    fine = prior.refine(kept, 8, progress=lambda *x: steps.append(x), **words)
     assert fine.budgets is None and fine.ids.shape == (1, 17, 8)
     there = kept.ids >= 0
     assert torch.equal(fine.ids[..., : kept.budget][there], kept.ids[there])
     assert int(fine.ids.min()) >= 0 and int(fine.ids.max()) < 64_000
     assert steps == sorted(steps) and steps[-1][0] == steps[-1][1]
-    assert torch.equal(refine_tokens(prior, kept, 8, **words).ids, fine.ids)
-    assert not torch.equal(refine_tokens(prior, kept, 8, **words | {"seed": 4}).ids, fine.ids)
+    assert torch.equal(prior.refine(kept, 8, **words).ids, fine.ids)
+    assert not torch.equal(prior.refine(kept, 8, **words | {"seed": 4}).ids, fine.ids)
     assert tiny_tokenizer.decode(fine, steps=1).shape[2] == tokens.frames
-    even = tokens.truncate(3)
-    assert torch.equal(
-        refine_tokens(prior, even, 6, **words).ids, prior.refine(even, 6, **words).ids
-    )
     two = tokens.truncate([2] * 5 + [6] * 12)
-    assert torch.equal(refine_tokens(prior, two, 6, **words).ids[:, 5:], tokens.ids[:, 5:, :6])
-    with pytest.raises(VftError, match="up to 6 per latent frame already"):
-        refine_tokens(prior, two, 5)
-    with pytest.raises(VftError, match="so it cannot be told"):
-        check_even(kept, "it cannot be told")
+    assert torch.equal(prior.refine(two, 6, **words).ids[:, 5:], tokens.ids[:, 5:, :6])
+    with pytest.raises(VftError, match="2 to 6 per latent frame already"):
+        prior.refine(two, 5)
+    for use in (prior.surprise, lambda t: truncate_adaptive(prior, t, count=30)):
+        with pytest.raises(VftError, match="what each tells is not known any more"):
+            use(kept)
+
+
+def test_what_is_written_between_uneven_tokens_knows_those_of_its_own_register(
+    prior: Prior, tokens: Tokens
+) -> None:
+    """At temperature 0 each new id is the likeliest after all ids that come before it in the
+    prior's order, those that were there among them; in later chunks too."""
+    kept = tokens.truncate([3, 1, 4, 1, 5, 2, 2, 6, 1, 3, 3, 1, 2, 4, 1, 1, 2])
+    before = kept.ids.clone()
+    fine = prior.refine(kept, 6, temperature=0, guidance=1.0).ids
+    assert torch.equal(kept.ids, before), "the tokens given stay as they are"
+    for start in (0, 4, 8, 12):
+        window = fine[:, start : start + 5]
+        with torch.inference_mode():
+            logits = prior.network(time_first(window), prior.network.condition(1))
+        likeliest = to_grid(logits[:, :-1].argmax(-1), 5)
+        new = ~kept.there[start : start + 5]
+        new[0] &= start == 0  # it belongs to the chunk before
+        assert new.sum() > 5
+        assert torch.equal(likeliest[:, new], window[:, new]), start
 
 
 TWO_MINUTES = """

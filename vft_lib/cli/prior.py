@@ -108,14 +108,13 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _refine(args: argparse.Namespace) -> None:
-    from ..clips.refining import refine_tokens
     from ..tokens import Tokens
 
     check_place(args.out)
     tokens = Tokens.load(args.tokens)
     prior = load_prior_for(args)
-    refined = refine_tokens(
-        prior, tokens, args.budget, **_words(args, args.caption), seed=args.seed,
+    refined = prior.refine(
+        tokens, args.budget, **_words(args, args.caption), seed=args.seed,
         guidance=args.guidance, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
         progress=args.bars("write"),
     )  # fmt: skip
@@ -123,16 +122,14 @@ def _refine(args: argparse.Namespace) -> None:
 
 
 def _surprise(args: argparse.Namespace) -> None:
-    from ..clips.refining import check_even
     from ..tokens import Tokens
 
     if args.plot is not None:
         check_place(args.plot)
     tokens = Tokens.load(args.tokens)
-    check_even(tokens, "their surprise cannot be told")
     prior = load_prior_for(args)
     words = _words(args, args.caption)
-    if tokens.budget > prior.config.registers:
+    if tokens.budgets is None and tokens.budget > prior.config.registers:
         tokens = tokens.truncate(prior.config.registers)
         note(f"the prior knows the first {tokens.budget} tokens of every latent frame")
     bits = prior.surprise(tokens, **words)[0]

@@ -66,12 +66,10 @@ def _even(args: argparse.Namespace, tokens: Tokens) -> Tokens:
 
 
 def _auto_budget(args: argparse.Namespace, tokens: Tokens) -> int:
-    from ..clips.refining import check_even
     from ..prior.prior import bits_budget
     from .prior import load_prior_for
 
     share = _share(args)
-    check_even(tokens, "how much each tells is not known any more")
     budget = bits_budget(load_prior_for(args).surprise(tokens)[0], share)
     note(f"{budget} of {tokens.budget} registers keep {share:.0%} of the bits")
     return budget

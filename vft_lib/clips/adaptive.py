@@ -9,7 +9,6 @@ from torch import Tensor
 from ..errors import VftError
 from ..prior.prior import Prior, bits_budget
 from ..tokens import Tokens
-from .refining import check_even
 
 LOOKED_BACK = 8  # latent frames in which a repetition is looked for: two chunks of 17 frames
 REPEATED = 1.0  # bits at most of an id that is one
@@ -28,7 +27,6 @@ def truncate_adaptive(
     """
     if (count is not None) + (id_bytes is not None) + (keep_bits is not None) != 1:
         raise VftError("give a number of ids, of bytes, or a share of bits to keep, one of them")
-    check_even(tokens, "what others are worth is not known any more")
     limit = None if keep_bits is not None else tokens.within(count=count, id_bytes=id_bytes)
     bits, worth = judged(prior.surprise(tokens), tokens.ids)
     return tokens.truncate(rows_for(bits, worth, limit, 1.0 if keep_bits is None else keep_bits))

@@ -30,8 +30,25 @@ def check_tokens(c: PriorConfig, tokens: Tokens) -> None:
         )
     windows(c, tokens)
     check_budget(c, tokens.budget)
-    if int(tokens.ids.max()) >= c.vocab or int(tokens.ids.min()) < 0:
-        raise VftError(f"ids go up to {int(tokens.ids.max())}; expected less than {c.vocab}")
+    ids = tokens.ids[:, tokens.there]
+    if int(ids.max()) >= c.vocab or int(ids.min()) < 0:
+        raise VftError(f"ids go up to {int(ids.max())}; expected less than {c.vocab}")
+
+
+def check_even(tokens: Tokens) -> None:
+    """VftError where latent frames hold different budgets: of the ids before another one, in a
+    prior's order, some are not there."""
+    if tokens.budgets is not None:
+        raise VftError(
+            f"these tokens hold {held(tokens)} per latent frame, so what each tells is not known "
+            "any more: give the tokens that they were cut from"
+        )
+
+
+def held(tokens: Tokens) -> str:
+    """How many ids a latent frame holds, in words."""
+    least, most = min(tokens.rows), max(tokens.rows)
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def check_budget(c: PriorConfig, budget: int) -> int:

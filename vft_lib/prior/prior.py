@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..config.prior import PriorConfig
 from ..errors import VftError
@@ -27,10 +28,12 @@ from ..transformer.graphs import Compiled, Graphs, Pace
 from .checks import (
     check_bound,
     check_budget,
+    check_even,
     check_frames,
     check_tokens,
     class_number,
     count_clips,
+    held,
 )
 from .network import Cache, Condition, PriorNetwork
 from .order import rows_of, time_first, to_grid, windows
@@ -101,10 +104,12 @@ class Prior(nn.Module):
         captions, classes = _listed(caption), _listed(class_name)
         batch = self._count(captions, classes, states, count)
         sampler = self._sampler(batch, seed, temperature, top_k, top_p)
-        return self._write(
-            self._blank(batch, frames), budget, captions, classes, states, mask, guidance, sampler,
-            progress, partial,
-        )  # fmt: skip
+        tokens = self._blank(batch, frames)
+        unknown = torch.full((*tokens.ids.shape[:2], budget), -1)
+        ids = self._write(
+            tokens, unknown, captions, classes, states, mask, guidance, sampler, progress, partial
+        )
+        return dataclasses.replace(tokens, ids=ids)
 
     def refine(
         self, tokens: Tokens, budget: int | None = None, *,
@@ -115,7 +120,8 @@ class Prior(nn.Module):
         top_k: int | None = None, top_p: float | None = None,
         progress: Progress | None = None, partial: Callable[[Tokens], None] | None = None,
     ) -> Tokens:  # fmt: skip
-        """Go on from coarse `tokens` to `budget`: plausible detail for them, what is there stays.
+        """Go on from coarse `tokens` to `budget`: plausible detail for them, what is there stays,
+        of every latent frame as much as it holds.
         A long clip is refined chunk by chunk, each knowing the latent frame before it. The other
         arguments are :meth:`generate`'s; `partial` is called for clips of one chunk only."""
         c = self.config
@@ -123,26 +129,21 @@ class Prior(nn.Module):
         self.check_tokens(tokens)
         if budget < tokens.budget:
             raise VftError(
-                f"these tokens hold {tokens.budget} per latent frame already; choose a budget of "
+                f"these tokens hold {held(tokens)} per latent frame already; choose a budget of "
                 f"{tokens.budget} to {c.registers}, or truncate them"
             )
         captions, classes = _listed(caption), _listed(class_name)
         self._count(captions, classes, states, len(tokens))
         sampler = self._sampler(len(tokens), seed, temperature, top_k, top_p)
         parts = windows(c, tokens)
-        rows: list[Tensor] = []
-        for i, w in enumerate(parts):
-            window = tokens.ids[:, w.start : w.start + w.rows]
-            before = rows[-1][:, -w.known :] if w.known else None  # (B, 1, budget), refined already
-            if before is not None:
-                window = torch.cat([before[..., : tokens.budget], window[:, w.known :]], dim=1)
-            done = self._write(
-                dataclasses.replace(tokens, ids=window), budget, captions, classes, states, mask,
-                guidance, sampler, part_of(progress, i, len(parts)),
-                partial if len(parts) == 1 else None, before,
+        ids = F.pad(tokens.ids, (0, budget - tokens.budget), value=-1)  # (B, t, budget)
+        for i, w in enumerate(parts):  # each finds the latent frame before it refined already
+            here = slice(w.start, w.start + w.rows)
+            ids[:, here] = self._write(
+                tokens, ids[:, here], captions, classes, states, mask, guidance, sampler,
+                part_of(progress, i, len(parts)), partial if len(parts) == 1 else None,
             )  # fmt: skip
-            rows.append(done.ids[:, w.known :])
-        return dataclasses.replace(tokens, ids=torch.cat(rows, dim=1))
+        return tokens.with_ids(ids, [budget] * len(tokens.rows))
 
     @torch.inference_mode()
     def surprise(
@@ -150,7 +151,10 @@ class Prior(nn.Module):
         class_name: str | Sequence[str] | None = None,
     ) -> Tensor:  # fmt: skip
         """How unexpected each id is: -log2 p(id | ids before it) `[B,t,k]` float32, in bits. Chunks
-        of a long clip know the latent frame before. Registers beyond the last count as that one."""
+        of a long clip know the latent frame before. Registers beyond the last count as that one.
+        Raises VftError for latent frames of different budgets: what is missing of one is among
+        the ids before another's."""
+        check_even(tokens)
         beyond = max(0, tokens.budget - self.config.registers)
         tokens = tokens.truncate(self.config.registers) if beyond else tokens
         self.check_tokens(tokens)
@@ -218,14 +222,13 @@ class Prior(nn.Module):
         return self
 
     def _write(
-        self, tokens: Tokens, budget: int, captions: list[str] | None, classes: list[str] | None,
+        self, tokens: Tokens, ids: Tensor, captions: list[str] | None, classes: list[str] | None,
         states: Tensor | None, mask: Tensor | None, guidance: float | None, sampler: Sampler,
         progress: Progress | None, partial: Callable[[Tokens], None] | None,
-        before: Tensor | None = None,
-    ) -> Tokens:  # fmt: skip
-        """Continue `tokens` `[B,t,m]` (m may be 0) to `budget`. `before` `[B,1,budget]`: the first
-        latent frame's ids, which are known to the end."""
-        c, batch, t = self.config, len(tokens), tokens.ids.shape[1]
+    ) -> Tensor:  # fmt: skip
+        """`ids` `[B,t,budget]` of a sequence of the clips `tokens`, written where they are -1; each
+        knows what is there of coarser registers, and of its own in earlier latent frames."""
+        c, (batch, t, budget) = self.config, ids.shape
         scale = c.guidance_for(budget) if guidance is None else guidance
         if not math.isfinite(scale):
             raise VftError(f"guidance is {scale}; choose a number, 1 for none")
@@ -237,20 +240,17 @@ class Prior(nn.Module):
         def on_id(done: int, flat: Tensor) -> None:
             if partial is not None and done % t == 0:
                 grid = to_grid(flat[:, :done], t).cpu().clone()
-                partial(dataclasses.replace(tokens, ids=grid))
+                partial(tokens.with_ids(grid, [done // t] * t))
             if progress is not None:
                 progress(done, total)
 
-        known = None
-        if before is not None:
-            known = torch.full((batch, t, budget), -1)
-            known[:, : before.shape[1]] = before
-            known = time_first(known)
+        whole = int((ids >= 0).all(0).all(0).long().cumprod(0).sum())  # registers known throughout
+        known = time_first(ids)
         flat = self.sample(
-            condition, total, guidance=scale, choose=sampler, prefix=time_first(tokens.ids),
-            known=known, on_id=on_id,
+            condition, total, guidance=scale, choose=sampler, prefix=known[:, : whole * t],
+            known=known if (known[:, whole * t :] >= 0).any() else None, on_id=on_id,
         )  # fmt: skip
-        return dataclasses.replace(tokens, ids=to_grid(flat, t).clone())
+        return to_grid(flat, t).clone()
 
     def condition(
         self, batch: int, captions: list[str] | None = None, classes: list[str] | None = None,
