@@ -20,8 +20,9 @@ def test_the_prior_reads_a_smaller_budget_as_it_reads_the_first_registers() -> N
     index, classes = torch.arange(3), torch.tensor([0, 16, 3])
     texts = ["a red ball", "", "a green star moves up"]
     with torch.no_grad():
-        whole = task.bits(index, texts, classes, 5)
-        short = task.bits(index, texts, classes, 5, 2)
+        ids = task.sequences.ids[index, :5]
+        whole = task.bits(ids, texts, classes)
+        short = task.bits(ids[:, :, :2], texts, classes)
     assert (whole.shape, short.shape) == ((3, 8, 5), (3, 2, 5))
     assert torch.allclose(whole[:, :2], short, atol=1e-4)
 
@@ -44,14 +45,15 @@ def test_half_of_the_prior_s_steps_read_the_first_registers_alone() -> None:
 
 
 def test_a_step_reads_clips_of_one_length_whose_captions_are_true_of_it() -> None:
-    task, seen = prior_task(), []
+    numbered = torch.arange(64, dtype=torch.int32)[:, None, None].expand(64, 9, 8)
+    task, seen = prior_task(numbered), []
     bits = task.bits
 
-    def counted(index: Tensor, texts: list[str], classes: Tensor, t: int, *a: Any, **k: Any) -> Any:
-        seen.append((t, index, texts, classes))
-        return bits(index, texts, classes, t, *a, **k)
+    def counted(ids: Tensor, texts: list[str], classes: Tensor, **more: Any) -> Any:
+        seen.append((ids.shape[1], ids[:, 0, 0], texts, classes))
+        return bits(ids, texts, classes, **more)
 
-    task.bits = counted  # type: ignore[method-assign]
+    task.bits = counted  # type: ignore[method-assign, assignment]
     scenes, rows = task.sequences.scenes, task.sequences.rows
     for step in range(60):
         task(step=step, generator=step_generator(0, step), progress=0.0)

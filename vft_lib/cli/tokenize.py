@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,10 +153,7 @@ def _here(
 
     if not units:
         return {}
-    workers = args.workers or max(1, (os.cpu_count() or 2) - 1)
-    batch = args.batch or (4 if tokenizer.device.type == "cpu" else 32)
-    if min(workers, batch) < 1:
-        raise VftError(f"--workers {workers}, --batch {batch}: give 1 or more")
+    workers, batch = _sizes(args)
     total = sum(len(plan.clips_of(unit)) for unit in units)
     machine = Machine(source, plan, tokenizer, args.out, workers=workers, batch=batch)
     with tqdm(total=total, unit="clip", smoothing=0.05) as bar, closing(machine):
@@ -175,4 +174,34 @@ def _here(
 
 
 def _on_cluster(args: argparse.Namespace, plan: Plan, units: list[int]) -> dict[str, Any]:
-    raise VftError("not yet")
+    from ..shards.cluster import Cluster, run_on
+
+    if not units:
+        return {}
+    workers, batch = _sizes(args)
+    options = ("command", "tokenizer", "device", "dtype", "attention", "memory", "dino")
+    plain = argparse.Namespace(**{name: getattr(args, name) for name in options})
+    if Path(args.tokenizer).exists():
+        plain.tokenizer = str(Path(args.tokenizer).resolve())
+    cluster = Cluster(args.ray, args.actors, workers, batch)
+    total = sum(len(plan.clips_of(unit)) for unit in units)
+    failed, began = 0, time.monotonic()
+    with tqdm(total=total, unit="clip", smoothing=0.05) as bar:
+        load = partial(load_tokenizer_for, plain)
+        for row in run_on(cluster, args.source, plan, load, args.out, units):
+            failed += row["failed"]
+            bar.set_postfix_str(f"{failed} failed", refresh=False)
+            bar.update(len(plan.clips_of(row["unit"])))
+    return {"seconds": round(time.monotonic() - began, 2), "clips": total}
+
+
+def _sizes(args: argparse.Namespace) -> tuple[int, int]:
+    """Decoders beside each model, chunks at once."""
+    import torch
+
+    cpu = args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available())
+    workers = args.workers or (1 if args.ray else max(1, (os.cpu_count() or 2) - 1))
+    batch = args.batch or (4 if cpu else 32)
+    if min(workers, batch, args.actors or 1) < 1:
+        raise VftError(f"--workers {workers}, --batch {batch}: give 1 or more")
+    return workers, batch

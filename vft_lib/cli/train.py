@@ -101,6 +101,15 @@ def _add_run(p: argparse.ArgumentParser, name: str) -> None:
         "--processes", type=int, default=0,
         help="that draw procedural clips ahead (0: they are drawn when they are needed)",
     )  # fmt: skip
+    if name in ("tokenizer", "prior"):
+        p.add_argument(
+            "--shards", type=Path, metavar="DIR",
+            help="clips of your own: a folder of `vft tokenize`, in place of what is drawn",
+        )  # fmt: skip
+        p.add_argument(
+            "--tokenizer", metavar="NAME|PATH",
+            help="that --shards was made with (default: OUT's, else the default one)",
+        )  # fmt: skip
     p.add_argument("--minutes", type=float, help="a window of time in place of a number of steps")
     p.set_defaults(began=time.monotonic())
     p.add_argument("--checkpoint-seconds", type=float, default=120.0)
@@ -187,6 +196,11 @@ def _run(args: argparse.Namespace) -> Run:
         vae = replace(vae, freeze_encoder=True)
         tokenizer = replace(tokenizer, freeze_encoder=True)
     preset = Preset(vae, tokenizer, prior)
+    if getattr(args, "shards", None) is not None:
+        return Run(
+            preset, Footage(None, None), args.out, device, _dtype(args), args.checkpoint_seconds,
+            args.stop_after, shards=args.shards, tokenizer=args.tokenizer,
+        )  # fmt: skip
     # Before the first use of a GPU: the processes that draw are copies of this one.
     worlds = draw_worlds(preset, args.processes, alone=args.no_real)
     bank, size = None, preset.vae.size

@@ -153,6 +153,13 @@ class PriorConfig:
         """Frames of the shortest clip that it writes without cutting any off."""
         return 1 + 4 * ((self.chunk or self.latent_frames) - 1)
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Latent frames of the sequences that it reads and writes, the shortest first."""
+        if not self.chunk:
+            return (self.latent_frames,)
+        return tuple(range(self.chunk, self.latent_frames + 1, self.chunk - 1))
+
     def guidance_for(self, budget: int) -> float:
         """The default guidance scale of a budget."""
         return [scale for k, scale in self.guidance if k <= budget][-1]

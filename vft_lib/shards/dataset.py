@@ -8,6 +8,7 @@ reading those before it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ class Index:
         if not shards:
             raise VftError(f"{folder} holds no complete shard yet; run `vft tokenize --resume`")
         return Index(plan, shards)
+
+    @property
+    def mark(self) -> str:
+        """16 hex digits: another plan, or more shards, have others."""
+        facts = (self.plan.to_json(), [len(shard.clips) for shard in self.shards])
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
     def records(self, shards: Sequence[int], held_out: bool | None = None) -> np.ndarray:
         """Where the records of these shards are: int64 `[n,2]`, shard and place in it. `held_out`:

@@ -16,6 +16,9 @@ from ..errors import VftError
 from ..footage.footage import Footage
 from ..footage.worlds import Worlds, training_seeds
 from ..models.loading import load_prior, load_tokenizer
+from ..shards.batches import Batches, by_chunk, by_length
+from ..shards.dataset import Index, Order
+from ..shards.tokenizing import autoencoder_mark
 from ..tokenizer.tokenizer import Tokenizer
 from .dataset import (
     SEQUENCES,
@@ -27,9 +30,9 @@ from .dataset import (
     world_count,
 )
 from .features import FrozenFeatures
-from .loop import Window, autocast_dtype, first_alone, train
+from .loop import Window, autocast_dtype, first_alone, join_group, train
 from .presets import Preset
-from .prior import PriorTask
+from .prior import PriorTask, ShardsPriorTask, recipe_for
 from .state import finished
 from .tokenizer import TokenizerTask
 from .vae import VAETask, fold_latent_scale
@@ -42,7 +45,9 @@ class Run:
     """What all stages share. `dtype`: of the forward and backward pass (None: what `device` is fast
     at). `every`: seconds between checkpoints; `stop_after`: steps, as a kill would. `features`:
     a frozen image network, for the perceptual term and the alignment (None: without). `processes`:
-    that draw procedural clips ahead."""
+    that draw procedural clips ahead. `shards`: a folder of `vft tokenize`, which tokenizer and
+    prior are trained on in place of `footage`; `tokenizer`: whose tokens these are (None: the run's
+    own, or the default one)."""
 
     preset: Preset
     footage: Footage
@@ -53,6 +58,8 @@ class Run:
     stop_after: int | None = None
     features: FrozenFeatures | None = None
     processes: int = 0
+    shards: Path | None = None
+    tokenizer: str | None = None
 
     @property
     def precision(self) -> torch.dtype:
@@ -66,6 +73,17 @@ class Run:
     def stopped(self, stage: Path) -> bool:
         """Whether `stop_after` ended the stage in that folder before its end."""
         return self.stop_after is not None and not finished(stage / CHECKPOINT)
+
+    def order(self, seed: int) -> Order:
+        """In which order this process reads the shards: all but what is kept for validation."""
+        assert self.shards is not None
+        rank, world = join_group(self.device)
+        return Order(Index.of(self.shards), seed, rank=rank, world=world, held_out=False)
+
+    def source(self) -> str | Path:
+        """The tokenizer whose tokens the shards hold."""
+        own = self.out / "tokenizer.safetensors"
+        return self.tokenizer or (own if own.exists() else "default")
 
     def frozen_features(self) -> FrozenFeatures | None:
         """On the device, in the run's number format."""
@@ -138,7 +156,11 @@ def train_tokenizer(run: Run, window: Window | None = None, init: Path | None = 
     `tokenizer.safetensors` (or of the checkpoint)."""
     r, device = run.preset.tokenizer, run.device
     vae = _vae(run)
-    data = latents_of(run, vae, None if window is None else _share(window, 0.25))
+    data: Latents | Batches
+    if run.shards is None:
+        data = latents_of(run, vae, None if window is None else _share(window, 0.25))
+    else:
+        data = _latents_of_shards(run, vae)
     torch.manual_seed(r.schedule.seed)
     task = TokenizerTask(r, vae, data)
     out = run.out / "tokenizer"
@@ -180,17 +202,28 @@ def train_prior(run: Run, window: Window | None = None, init: Path | None = None
     """Train the prior on `run.out`'s tokenizer. Returns the path of `prior.safetensors` (or of the
     checkpoint)."""
     r, device = run.preset.prior, run.device
-    source = run.out / "tokenizer.safetensors"
-    if not source.exists():
-        raise VftError(f"{source} does not exist; run `vft train tokenizer --out {run.out}` first")
-    if run.footage.worlds is None:
-        raise VftError("a prior learns the captions of procedural clips, and there are none")
-    tokenizer = load_tokenizer(source, device=device, dtype=torch.float32)
-    data = sequences_of(run, None if window is None else _share(window, 0.4))
-    torch.manual_seed(r.schedule.seed)
-    task = PriorTask(r, tokenizer, data)
-    if init is not None:
-        task.start_from(load_prior(init, device=device, dtype=torch.float32))
+    start = None if init is None else load_prior(init, device=device, dtype=torch.float32)
+    if run.shards is None:
+        source = run.out / "tokenizer.safetensors"
+        if not source.exists():
+            raise VftError(
+                f"{source} does not exist; run `vft train tokenizer --out {run.out}` first"
+            )
+        if run.footage.worlds is None:
+            raise VftError("a prior learns the captions of procedural clips, and there are none")
+        tokenizer = load_tokenizer(source, device=device, dtype=torch.float32)
+        data = sequences_of(run, None if window is None else _share(window, 0.4))
+        torch.manual_seed(r.schedule.seed)
+        task = PriorTask(r, tokenizer, data)
+    else:
+        tokenizer = load_tokenizer(run.source(), device=device, dtype=torch.float32)
+        order = run.order(r.schedule.seed + 1)
+        r = recipe_for(r, tokenizer, order.index, start)
+        torch.manual_seed(r.schedule.seed)
+        batches = by_length(order, r.config.lengths, r.schedule.batch)
+        task = ShardsPriorTask(r, tokenizer, batches)
+    if start is not None:
+        task.start_from(start)
     # A GPU waits for captions, not for arithmetic: float32 costs nothing there.
     dtype = torch.float32 if device.type == "cuda" else run.precision
     weights = train(
@@ -237,8 +270,28 @@ def _share(window: Window, share: float) -> float:
     return window.began + 60 * window.minutes * share
 
 
+def _latents_of_shards(run: Run, vae: VideoAutoencoder) -> Batches:
+    """VftError unless they were made with this autoencoder."""
+    r = run.preset.tokenizer
+    order = run.order(r.schedule.seed + 1)
+    plan, c = order.index.plan, r.config
+    if "latents" not in plan.settings.extras:
+        raise VftError(f"{run.shards} holds no latents; `vft tokenize --with latents` writes them")
+    if plan.autoencoder != autoencoder_mark(vae.state_dict()) or plan.settings.size != c.size:
+        raise VftError(
+            f"the latents of {run.shards} are of another autoencoder than {run.out}'s, or of "
+            "another size: name their tokenizer with --tokenizer, in an --out of its own"
+        )
+    return by_chunk(order, c.token_frames, c.overlap, r.schedule.batch)
+
+
 def _vae(run: Run) -> VideoAutoencoder:
     source = run.out / "vae.safetensors"
+    if run.shards is not None:  # that of the tokenizer which made them
+        with first_alone(run.device) as first:
+            if first and not source.exists():
+                made_with = load_tokenizer(run.tokenizer or "default", dtype=torch.float32)
+                save_vae(source, made_with.vae.cpu())
     if not source.exists():
         raise VftError(f"{source} does not exist; run `vft train vae --out {run.out}` first")
     return load_vae(source, run.preset.tokenizer.config.vae).to(run.device)

@@ -27,6 +27,7 @@ from ..files.atomic import write_bytes
 from ..files.tensor_files import digest
 from ..footage.footage import host_rng
 from ..measure.sheets import save_strip
+from ..shards.batches import Batches
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from .dataset import Latents
@@ -82,9 +83,15 @@ class Alignment(nn.Module):
 class TokenizerTask(Task):
     """Everything of the tokenizer but the autoencoder."""
 
-    def __init__(self, recipe: TokenizerRecipe, vae: VideoAutoencoder, data: Latents) -> None:
+    def __init__(
+        self, recipe: TokenizerRecipe, vae: VideoAutoencoder, data: Latents | Batches
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.recipe, self.given = recipe, data
+        self.recipe, self.batches = recipe, data if isinstance(data, Batches) else None
+        if isinstance(data, Batches):  # some, to show
+            self.data = f" of shards {data.order.index.mark}"
+            data = Latents(_latents(data, 0), None)
+        self.given = data
         self.ids: Tensor | None = None  # of all clips, where the encoder is frozen
         tokenizer = Tokenizer(recipe.config)
         self.encoder, self.decoder = tokenizer.encoder, tokenizer.decoder
@@ -120,7 +127,7 @@ class TokenizerTask(Task):
             raise VftError(f"--init: {other.name} has another autoencoder than this run")
         self.encoder.load_state_dict(tokenizer.encoder.state_dict())
         self.decoder.load_state_dict(tokenizer.decoder.state_dict())
-        if self.recipe.freeze_encoder:
+        if self.recipe.freeze_encoder and self.batches is None:
             self.ids = encode_ids(tokenizer, self.given.latents, cache).long()
 
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -132,22 +139,30 @@ class TokenizerTask(Task):
     def forward(
         self, step: int, generator: torch.Generator, progress: float
     ) -> dict[str, Tensor]:  # fmt: skip
-        r, device = self.recipe, self.encoder.registers.device
-        b, rng = r.schedule.batch, host_rng(generator)
-        data = self.given.latents
-        index = torch.randint(len(data), (b,), generator=generator, device=device)
-        place = index.to(data.device)
-        clean = data[place].to(device).float()
+        r, device, rng = self.recipe, self.encoder.registers.device, host_rng(generator)
+        if self.batches is None:
+            data = self.given.latents
+            place = torch.randint(
+                len(data), (r.schedule.batch,), generator=generator, device=device
+            ).to(data.device)
+            clean = data[place].to(device).float()
+        else:
+            clean = _latents(self.batches, step).to(device).float()
+        b = len(clean)
         noise = torch.randn(clean.shape, generator=generator, device=device)
         begin, end = r.timestep_means
         spread = torch.randn(b, generator=generator, device=device)
         timestep = torch.sigmoid(begin + (end - begin) * progress + r.timestep_std * spread)
         null = torch.rand(b, generator=generator, device=device) < r.null_share
         prefix = (torch.rand(b, generator=generator, device=device) < r.prefix_share).long()
-        if self.ids is None:
-            codes = self.fsq.quantize(self.encoder(clean.to(self.encoder.registers.dtype)))
-        else:
+        if self.ids is not None:
             codes = self.fsq.codes(self._swapped(self.ids[place].to(device), generator))
+        else:
+            read = self.encoder(clean.to(self.encoder.registers.dtype))
+            if r.freeze_encoder:
+                codes = self.fsq.codes(self._swapped(self.fsq.ids(read), generator))
+            else:
+                codes = self.fsq.quantize(read)
         missed, out = [], {}
         for keep, part in zip(_budgets(r, rng), torch.arange(b).chunk(r.groups)):
             rows = slice(int(part[0]), int(part[-1]) + 1)
@@ -214,6 +229,12 @@ class TokenizerTask(Task):
             videos.append(tokenizer.vae.decode(sampled))
         strip = [v.cpu() for clip in zip(*videos) for v in clip]
         save_strip(out / f"samples-{step:06d}.png", strip)
+
+
+def _latents(batches: Batches, step: int) -> Tensor:
+    """What a step reads of shards: latents of single chunks, float16 `[B,C,t,h,w]`."""
+    _, found = batches.at(step)
+    return torch.from_numpy(np.stack([record.extras["latents"][chunk] for record, chunk in found]))
 
 
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
