@@ -1,4 +1,4 @@
-"""What the tests of the nodes share: the default models loaded, one clip encoded."""
+"""What the tests of the nodes share: models loaded, one clip encoded."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ class Made:
             comfy.utils.set_progress_bar_global_hook(before)
 
 
-def make(host: Host) -> Made:
-    tokenizer = host.results("VFTLoadTokenizer")[0]
-    prior = host.results("VFTLoadPrior", tokenizer=tokenizer)[0]
+def make(host: Host, name: str = "default") -> Made:
+    tokenizer = host.results("VFTLoadTokenizer", tokenizer=name)[0]
+    bound = tokenizer if name == "default" else None
+    prior = host.results("VFTLoadPrior", tokenizer=bound)[0]
     clip = host.results("VFTExampleClip", seed=42, frames=17, size=256)
     tokens = host.results("VFTEncode", tokenizer=tokenizer, images=clip[0])
     return Made(host, tokenizer, prior, clip, tokens)

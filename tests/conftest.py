@@ -146,6 +146,18 @@ def made(host: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
+def small(host: Any) -> Any:
+    """The same with a tiny tokenizer, for what does not depend on a model's size."""
+    from comfy_world import make
+
+    file = save_tiny(host.models / "small.safetensors", name="small")
+    try:
+        return make(host, file.name)
+    finally:
+        file.unlink()  # others look at what is there
+
+
+@pytest.fixture(scope="session")
 def comfy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A running ComfyUI with the pack, the one that `make test-comfyui` was given."""
     from comfyui.server import ComfyUI

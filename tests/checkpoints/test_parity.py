@@ -16,7 +16,12 @@ from vft_lib.cli.vft import main
 from vft_lib.errors import VftError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CASES = sorted(p.parent.name for p in GOLDEN.glob("*/case.json"))
+LONG = {"long-clip"}
+"""A quarter of a minute on a core."""
+CASES = [
+    pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
+    for name in sorted(p.parent.name for p in GOLDEN.glob("*/case.json"))
+]
 # The command says so in words; a test of words is in test_dino.py.
 NEEDS_TRANSFORMERS = {"semantok-features"}
 

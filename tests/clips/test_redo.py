@@ -136,6 +136,7 @@ def test_bars_that_were_taken_off_are_put_on_again(tiny_tokenizer: Tokenizer) ->
 # ------------------------------------------------------------------ seams
 
 
+@pytest.mark.slow
 def test_no_join_stands_out() -> None:
     """The tokenizer of the package, another seed, then another budget. Borders of chunks in any
     decode of it jump by 1.3 mean steps; an end that is not faded, by more than 4."""

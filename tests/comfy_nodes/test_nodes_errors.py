@@ -87,37 +87,39 @@ def test_images_of_no_image_shape(made: Made, shape: tuple[int, ...]) -> None:
         ([torch.zeros(8, 8, 3)], "got list; connect IMAGE"),
     ],
 )
-def test_images_that_are_none_are_named(made: Made, images: Any, told: str) -> None:
+def test_images_that_are_none_are_named(small: Made, images: Any, told: str) -> None:
     """What came and what was expected, wherever an IMAGE goes in."""
-    assert told in refused(made, "VFTEncode", tokenizer=made.tokenizer, images=images)
-    both = {"tokenizer": made.tokenizer, "tokens": made.tokens}
-    assert told in refused(made, "VFTDecode", **both, first_frame=images)
+    assert told in refused(small, "VFTEncode", tokenizer=small.tokenizer, images=images)
+    both = {"tokenizer": small.tokenizer, "tokens": small.tokens}
+    assert told in refused(small, "VFTDecode", **both, first_frame=images)
     if isinstance(images, torch.Tensor) and images.ndim:
-        images = images[:1].expand(made.tokens.frames, *images.shape[1:])
+        images = images[:1].expand(small.tokens.frames, *images.shape[1:])
     told = told.split("shape")[0].split("values")[0]
-    assert told in refused(made, "VFTBudgetSweep", **both, budgets="1", steps=1, original=images)
+    assert told in refused(small, "VFTBudgetSweep", **both, budgets="1", steps=1, original=images)
 
 
 def test_alpha_is_dropped_and_an_overshoot_clamped_and_both_are_told(
-    made: Made, caplog: pytest.LogCaptureFixture
+    small: Made, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images = made.clip[0][:5]
+    images = small.clip[0][:5]
     alpha = torch.cat([images, torch.rand_like(images[..., :1])], -1)
     loud = images.clone()
     loud[2, 0, 0], loud[3, 0, 0] = 1.3, -0.2
     grey = images[..., :1]
     with caplog.at_level("WARNING", "videoflextok"):
-        out = made.host.run("VFTEncode", tokenizer=made.tokenizer, images=alpha)
+        out = small.host.run("VFTEncode", tokenizer=small.tokenizer, images=alpha)
         assert "alpha is dropped" in out.ui["text"][0] and "alpha is dropped" in caplog.text
-        plain = made.host.run("VFTEncode", tokenizer=made.tokenizer, images=images)
+        plain = small.host.run("VFTEncode", tokenizer=small.tokenizer, images=images)
         assert torch.equal(out.result[0].ids, plain.result[0].ids)
-        out = made.host.run("VFTEncode", tokenizer=made.tokenizer, images=loud)
+        out = small.host.run("VFTEncode", tokenizer=small.tokenizer, images=loud)
         assert "frame 2 has values from" in out.ui["text"][0]
-        clamped = made.host.results("VFTEncode", tokenizer=made.tokenizer, images=loud.clamp(0, 1))
+        clamped = small.host.results(
+            "VFTEncode", tokenizer=small.tokenizer, images=loud.clamp(0, 1)
+        )
         assert torch.equal(out.result[0].ids, clamped.ids)
         caplog.clear()
         for quiet in (grey, images.half(), images.double(), images * 1.01):
-            made.host.run("VFTEncode", tokenizer=made.tokenizer, images=quiet)
+            small.host.run("VFTEncode", tokenizer=small.tokenizer, images=quiet)
         assert not caplog.text
 
 

@@ -101,16 +101,18 @@ def test_a_model_that_arrives_runs_download_again(made: Made) -> None:
 
 
 @pytest.mark.parametrize("node", ["VFTDecode", "VFTEncode", "VFTTextToTokens", "VFTBudgetSweep"])
-def test_a_cancelled_run_stops_and_the_next_one_is_as_ever(made: Made, node: str) -> None:
+def test_a_cancelled_run_stops_and_the_next_one_is_as_ever(small: Made, node: str) -> None:
     import comfy.model_management as mm
     import comfy.utils
 
     inputs: dict[str, dict[str, Any]] = {
-        "VFTDecode": {"tokenizer": made.tokenizer, "tokens": made.tokens, "steps": 3},
-        "VFTEncode": {"tokenizer": made.tokenizer, "images": made.clip[0]},
-        "VFTTextToTokens": {"prior": made.prior, "prompt": "a red ball", "budget": 1},
+        "VFTDecode": {"tokenizer": small.tokenizer, "tokens": small.tokens, "steps": 3},
+        "VFTEncode": {"tokenizer": small.tokenizer, "images": small.clip[0]},
+        "VFTTextToTokens": {
+            "prior": small.prior, "prompt": "a red ball", "budget": 1, "frames": 17,
+        },
         "VFTBudgetSweep": {
-            "tokenizer": made.tokenizer, "tokens": made.tokens, "budgets": "1 2", "steps": 1,
+            "tokenizer": small.tokenizer, "tokens": small.tokens, "budgets": "1 2", "steps": 1,
         },
     }  # fmt: skip
 
@@ -123,16 +125,16 @@ def test_a_cancelled_run_stops_and_the_next_one_is_as_ever(made: Made, node: str
         seen.append(value)
         mm.interrupt_current_processing()
 
-    expected = first(made.host.run(node, **inputs[node]))
+    expected = first(small.host.run(node, **inputs[node]))
     comfy.utils.set_progress_bar_global_hook(cancel)
     try:
         with pytest.raises(mm.InterruptProcessingException):
-            made.host.run(node, **inputs[node])
+            small.host.run(node, **inputs[node])
     finally:
         comfy.utils.set_progress_bar_global_hook(None)
     assert len(seen) == 1
     assert not mm.processing_interrupted()
-    assert torch.equal(first(made.host.run(node, **inputs[node])), expected)
+    assert torch.equal(first(small.host.run(node, **inputs[node])), expected)
 
 
 @pytest.mark.parametrize(
@@ -193,44 +195,44 @@ class Hungry:
 
 
 def test_out_of_memory_is_tried_once_again_with_less(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+    small: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = decoded(made, guidance=2.0)
+    expected = decoded(small, guidance=2.0)
     asked = []
-    ready = type(made.tokenizer).ready
+    ready = type(small.tokenizer).ready
 
     def watched(self: Any, decoding: bool, low_memory: bool = False) -> Any:
         asked.append(low_memory)
         return ready(self, decoding, low_memory)
 
-    monkeypatch.setattr(type(made.tokenizer), "ready", watched)
-    hungry = Hungry(made.tokenizer.model.decoder, monkeypatch, 1)
-    again = decoded(made, guidance=2.0)  # the library's own second try is enough
+    monkeypatch.setattr(type(small.tokenizer), "ready", watched)
+    hungry = Hungry(small.tokenizer.model.decoder, monkeypatch, 1)
+    again = decoded(small, guidance=2.0)  # the library's own second try is enough
     assert asked == [False]
     assert torch.allclose(again, expected, atol=1 / 254)
     hungry.calls, hungry.times = 0, 2  # with all other models gone, and less at once from the start
     asked.clear()
-    again = decoded(made, guidance=2.0)
+    again = decoded(small, guidance=2.0)
     assert asked == [False, True]
     assert hungry.calls > 1
     assert torch.allclose(again, expected, atol=1 / 254)  # guided in two passes, not in one
 
 
 def test_out_of_memory_twice_says_what_to_turn_down(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+    small: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        hungry = Hungry(made.tokenizer.model.decoder, patch, 3)
-        with pytest.raises(made.host.error, match="bfloat16") as e:
-            decoded(made)
+        hungry = Hungry(small.tokenizer.model.decoder, patch, 3)
+        with pytest.raises(small.host.error, match="bfloat16") as e:
+            decoded(small)
         assert hungry.calls == 3  # the library tries twice, and once more alone on the device
     assert "\n" not in str(e.value)
     assert "even with less at once" in str(e.value)
     with monkeypatch.context() as patch:
-        Hungry(made.tokenizer.model.encoder, patch, 4)
-        with pytest.raises(made.host.error, match="the CPU in Load VFT Tokenizer"):
-            made.host.run("VFTEncode", tokenizer=made.tokenizer, images=made.clip[0])
-    assert len(decoded(made)) == 17  # and it goes on
+        Hungry(small.tokenizer.model.encoder, patch, 4)
+        with pytest.raises(small.host.error, match="the CPU in Load VFT Tokenizer"):
+            small.host.run("VFTEncode", tokenizer=small.tokenizer, images=small.clip[0])
+    assert len(decoded(small)) == 17  # and it goes on
 
 
 def test_other_errors_are_not_tried_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,10 +249,10 @@ def test_other_errors_are_not_tried_again(made: Made, monkeypatch: pytest.Monkey
 
 
 def test_frames_beyond_the_limit_lie_in_a_file_and_are_the_same(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+    small: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = made.host.module("vft_nodes.pictures")
-    expected = decoded(made)
+    pictures = small.host.module("vft_nodes.pictures")
+    expected = decoded(small)
     files: list[Path] = []
     unlink = Path.unlink
 
@@ -260,11 +262,11 @@ def test_frames_beyond_the_limit_lie_in_a_file_and_are_the_same(
 
     monkeypatch.setattr(pictures, "IN_MEMORY", 1 << 16)
     monkeypatch.setattr(Path, "unlink", watched)
-    mapped = decoded(made)
+    mapped = decoded(small)
     assert [f.suffix for f in files] == [".frames"]
     assert torch.equal(mapped, expected)
     assert mapped.mul(2).max() == expected.max() * 2  # what other nodes do with it
-    assert not list((made.host.base / "temp").glob("*.frames"))
+    assert not list((small.host.base / "temp").glob("*.frames"))
 
 
 def test_fewer_frames_than_were_announced(made: Made) -> None:
@@ -347,7 +349,9 @@ def test_a_preview_never_pushes_out_the_prior_at_work(
 
     monkeypatch.setattr(mm, "load_models_gpu", watched)
     with made.previews() as shown:
-        made.host.results("VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=4)
+        made.host.results(
+            "VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=4, frames=17
+        )
     assert len(shown) == 3  # at 1, 2 and 4 tokens per latent frame
     assert len(asked) == 4
     assert all(any(m is made.prior.patcher for m in models) for models in asked)

@@ -127,6 +127,7 @@ def test_clips_of_the_judge_are_kept_and_found_again(
     assert [s.caption() for s in scenes.values()] == [s.caption() for s in same.values()]
 
 
+@pytest.mark.slow
 def test_card_of_a_run_folder(
     prior: Prior, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip

@@ -47,11 +47,12 @@ def test_the_mode_finds_them() -> None:
 @pytest.mark.parametrize("apg", [True, False])
 def test_encoding_and_decoding(apg: bool) -> None:
     tokenizer = load_tokenizer("default", device="cpu")
-    video = torch.rand(1, 3, 20, 128, 128) * 2 - 1
+    video = torch.rand(1, 3, 17, 128, 128) * 2 - 1
     with NoFloat64():
         tokens = tokenizer.encode(video, budget=4)
-        for method in ("euler", "heun"):
-            decoded = tokenizer.decode(tokens, steps=2, guidance=2.0, apg=apg, method=method)
+        decoded = tokenizer.decode(
+            tokens, steps=2, guidance=2.0, apg=apg, method="heun" if apg else "euler"
+        )
         tokenizer.decode(tokens, steps=1, guidance=1.0, first_frame=video[:, :, 0])
     assert decoded.dtype == torch.float32
 
