@@ -74,6 +74,26 @@ def test_frechet_of_clips_and_its_interval() -> None:
         frechet(other[:11])
 
 
+def test_frechet_of_two_normal_sets_is_that_of_the_distributions() -> None:
+    """Their closed form, from the parameters: |m|² + tr(A + B - 2 (A B)^½) of diagonal A and B."""
+    g = torch.Generator().manual_seed(4)
+    a = torch.randn(200_000, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 2, 3])
+    b = torch.randn(200_000, 3, generator=g, dtype=torch.float64) * torch.tensor([2.0, 2, 1]) + 1.5
+    assert frechet_distance(a, b) == pytest.approx(3 * 1.5**2 + 1 + 0 + 4, rel=0.01)
+
+
+def test_frechet_of_independent_sets() -> None:
+    """Sets of different sizes, drawn from one by one: the interval lies around the distance, though
+    resampled sets, which repeat clips, are farther apart."""
+    one, two = [normal(1, 8, i) for i in range(60)], [normal(1, 8, 100 + i) for i in range(90)]
+    frechet = Frechet(one, paired=False)
+    whole = frechet_distance(torch.cat(one), torch.cat(two))
+    assert frechet(two) == pytest.approx(whole, rel=1e-9)
+    low, high = frechet.interval(two)
+    assert low < whole < high
+    assert frechet.interval(two) == (low, high)
+
+
 @pytest.fixture(scope="module")
 def network() -> FeatureNetwork:
     return FeatureNetwork(torch.device("cpu"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vft_lib.errors import VftError
-from vft_lib.measure.metrics import Quality, psnr, ssim
+from vft_lib.measure.metrics import Quality, psnr, ssim, unit_ssim, whole_psnr
 
 
 def noisy(frames: int = 5, side: int = 20) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,3 +77,46 @@ def test_what_cannot_be_compared_is_refused() -> None:
         ssim(a[None], b[None])
     with pytest.raises(VftError, match="no frames"):
         _ = Quality().psnr
+
+
+def test_of_the_whole_clip_is_one_mean_square_error() -> None:
+    a = torch.zeros(3, 2, 16, 16)
+    b = a.clone()
+    b[:, 0], b[:, 1] = 0.2, 0.02
+    assert whole_psnr(a, b) == pytest.approx(10 * math.log10(4 / ((0.04 + 0.0004) / 2)), rel=1e-5)
+    assert whole_psnr(a, a) == 100
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_fields_ssim_is_that_of_pictures_from_zero_to_one(padded: bool) -> None:
+    """Window by window in float64; black lies beyond the edge, not the grey of 0 in [-1,1]."""
+    a, b = noisy(2)
+    x, y = (((v.double() + 1) / 2).flatten(0, 1).numpy() for v in (a, b))
+    if padded:
+        x, y = (np.pad(v, ((0, 0), (5, 5), (5, 5))) for v in (x, y))
+    g = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    w = np.outer(g, g) / g.sum() ** 2
+
+    def mean(v: np.ndarray) -> np.ndarray:
+        windows = np.lib.stride_tricks.sliding_window_view(v, (11, 11), axis=(1, 2))
+        return (windows * w).sum((-1, -2))
+
+    mx, my = mean(x), mean(y)
+    vx, vy, cov = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    score = (2 * mx * my + 0.01**2) * (2 * cov + 0.03**2)
+    score = score / ((mx**2 + my**2 + 0.01**2) * (vx + vy + 0.03**2))
+    assert score.shape[1:] == ((20, 23) if padded else (10, 13))
+    assert unit_ssim(a, b, padded) == pytest.approx(score.mean(), rel=1e-4)
+    assert unit_ssim(a, b, padded) > ssim(a, b)
+
+
+def test_torchmetrics_agrees_where_its_windows_lie_inside_the_picture() -> None:
+    """Beyond the edge it takes what is mirrored, which neither protocol does."""
+    image = pytest.importorskip("torchmetrics.functional.image", reason="needs torchmetrics")
+    a, b = noisy(3)
+    x, y = (((v + 1) / 2).transpose(0, 1) for v in (a, b))
+    theirs = image.peak_signal_noise_ratio(y, x, data_range=1.0)
+    assert whole_psnr(a, b) == pytest.approx(float(theirs), rel=1e-5)
+    whole = image.structural_similarity_index_measure(y, x, data_range=1.0, return_full_image=True)
+    inside = whole[1][..., 5:-5, 5:-5]
+    assert unit_ssim(a, b) == pytest.approx(float(inside.mean()), rel=1e-4)

@@ -43,6 +43,11 @@ ALLOWED = {
     ("vft_lib/footage/packing.py", "np.load"): "with allow_pickle=False, of what it wrote",
     ("vft_lib/footage/worlds.py", "import multiprocessing"): "draws clips in processes",
     ("vft_lib/gpu_check/check.py", "import subprocess"): "runs itself, one part after another",
+    (
+        "vft_lib/scoring/networks.py",
+        "torch.jit",
+    ): "a file named on the command line, after its hash",
+    ("vft_lib/scoring/networks.py", "torch.load"): "weights_only, of torchvision's own file",
     ("vft_lib/train/features.py", "import importlib.util"): INSTALLED,
     ("vft_lib/transformer/attention.py", "import importlib.util.find_spec"): INSTALLED,
     ("vft_lib/train/features.py", "torch.load"): "weights_only, of an installed package's own file",

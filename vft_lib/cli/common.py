@@ -183,6 +183,17 @@ def number(text: str) -> float:
     return float(text)
 
 
+def shard_of(text: str | None) -> tuple[int, int]:
+    """(I, N) of --shard I/N: of N processes, this is I, from 0; all the work without it."""
+    try:
+        index, count = (int(n) for n in (text or "0/1").split("/"))
+        if 0 <= index < count:
+            return index, count
+    except ValueError:
+        pass
+    raise VftError(f"--shard {text}: give I/N, as in 0/4 to 3/4")
+
+
 def seed_number(text: str) -> int:
     """A seed that torch's generators take."""
     if not 0 <= int(text) < 1 << 63:

@@ -15,7 +15,15 @@ from tqdm import tqdm
 
 from ..errors import VftError
 from ..files.atomic import alone, in_units
-from .common import add_dino_option, add_resource_options, answer, load_tokenizer_for, note, number
+from .common import (
+    add_dino_option,
+    add_resource_options,
+    answer,
+    load_tokenizer_for,
+    note,
+    number,
+    shard_of,
+)
 
 if TYPE_CHECKING:
     from ..shards.plan import Plan
@@ -72,7 +80,7 @@ def _tokenize(args: argparse.Namespace) -> None:
     from ..shards.sources import open_source
 
     pyarrow_for(f"`vft tokenize` ({FAILURES})")
-    index, count = _share(args.shard)
+    index, count = shard_of(args.shard)
     source = open_source(args.source)
     tokenizer = load_tokenizer_for(args)
     plan = _plan(args, source, tokenizer)
@@ -99,16 +107,6 @@ def _tokenize(args: argparse.Namespace) -> None:
     if failures:
         text += f"; {len(failures)} clips failed, see {args.out / FAILURES}"
     answer(args, text, facts)
-
-
-def _share(text: str | None) -> tuple[int, int]:
-    try:
-        index, count = (int(n) for n in (text or "0/1").split("/"))
-        if 0 <= index < count:
-            return index, count
-    except ValueError:
-        pass
-    raise VftError(f"--shard {text}: give I/N, as in 0/4 to 3/4")
 
 
 def _plan(args: argparse.Namespace, source: Source, tokenizer: Tokenizer) -> Plan:

@@ -1,5 +1,5 @@
 """The command line: `vft demo | encode | truncate | decode | info | generate | refine | surprise |
-tokenize | convert | parity | bench | gpu-check | download | train`.
+tokenize | convert | parity | bench | gpu-check | download | train | eval`.
 
 Results go to stdout (one JSON object under `--json`), progress and notes to stderr. A problem the
 user can fix is one line on stderr and exit code 2; Ctrl-C is 130.
@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     from .bench import add_bench_parser
     from .decode import add_decode_command
     from .download import add_download_parser
+    from .eval import add_eval_parser
     from .prior import add_prior_commands
     from .tokenize import add_tokenize_parser
     from .train import add_train_parser
@@ -135,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_bench_parser(commands)
     add_download_parser(commands)
     add_train_parser(commands)
+    add_eval_parser(commands)
     return parser
 
 

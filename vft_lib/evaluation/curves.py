@@ -268,11 +268,11 @@ def _row(way: Way, scores: Sequence[Score], frechet: dict[str, Frechet]) -> dict
     return row
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+def mean_interval(values: Sequence[float], resamples: int = 20 * RESAMPLES) -> tuple[float, float]:
     """Within which nine of ten means of resampled clips lie."""
-    x = np.asarray(values)
-    draws = np.random.default_rng(0).integers(len(x), size=(20 * RESAMPLES, len(x)))
-    low, high = np.quantile(x[draws].mean(1), INTERVAL)
+    x, rng = np.asarray(values), np.random.default_rng(0)
+    means = [x[rng.integers(len(x), size=len(x))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, INTERVAL)
     return float(low), float(high)
 
 

@@ -11,6 +11,7 @@ arXiv 1706.08500) on another network, so it compares with no published FID or FV
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ SIDE = 260  # pixels of a side, as the network was trained
 STRIDES = (4, 8, 16, 32)  # the stages that the feature distance compares
 POOLED = 2  # index of the stage whose means the Fréchet distance takes: 120 numbers a frame
 EPS = 1e-6  # on the diagonals of covariances
+BLOCK = 64  # clips whose features are in memory at once
 RESAMPLES = 100
 INTERVAL = (0.05, 0.95)
 
@@ -57,6 +59,12 @@ class FeatureNetwork:
         assert package.origin is not None
         self.file = next((Path(package.origin).parent / "models").glob("*.pth"))
 
+    @property
+    def line(self) -> str:
+        """Which network, of which file, at which size: for the protocol of a number."""
+        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        return f"EfficientNet-Lite2 ({self.file.name}, SHA-256 {digest[:16]}), {SIDE} px bilinear"
+
     @torch.inference_mode()
     def __call__(self, video: Tensor, batch: int = 8) -> Features:
         """Frames `[3,T,H,W]` float in [-1,1], any size -> their features, on the CPU."""
@@ -84,33 +92,40 @@ def feature_distance(a: Features, b: Features) -> float:
 class Frechet:
     """The Fréchet distance of sets to one reference set.
 
-    A set is a list of clips, each `[T,D]` (any T) on the CPU. Intervals are percentiles of a
-    bootstrap over clips, which draws the same clips from both sets: `clips[i]` must be a version of
-    `reference[i]`.
+    A set is a sequence of clips, each `[T,D]` (any T) on the CPU; it is read block by block, so it
+    may lie on a disk. Intervals come from a bootstrap over clips. `paired`: `clips[i]` is a version
+    of `reference[i]`, and the same clips are drawn from both sets; else the sets are drawn from
+    independently, and may differ in size.
     """
 
-    def __init__(self, reference: Sequence[Tensor], resamples: int = RESAMPLES) -> None:
-        self.count = len(reference)
-        generator = torch.Generator().manual_seed(0)
-        draws = torch.randint(self.count, (resamples, self.count), generator=generator)
-        self.draws = [torch.arange(self.count), *draws]
+    def __init__(
+        self, reference: Sequence[Tensor], resamples: int = RESAMPLES, paired: bool = True
+    ) -> None:
+        self.count, self.paired, self.resamples = len(reference), paired, resamples
+        self.draws = _draws(self.count, resamples, seed=0)
         self.moments = [_moments(reference, draw) for draw in self.draws]
         self.roots = [_root(covariance) for _, covariance in self.moments]
 
     def __call__(self, clips: Sequence[Tensor]) -> float:
-        return self._distance(clips, 0)
+        self._check(clips)
+        return self._distance(clips, 0, torch.arange(len(clips)))
 
     def interval(self, clips: Sequence[Tensor]) -> tuple[float, float]:
-        """Within which nine of ten resampled sets lie."""
-        found = [self._distance(clips, i) for i in range(1, len(self.draws))]
-        low, high = torch.tensor(found).quantile(torch.tensor(INTERVAL)).tolist()
-        return low, high
+        """Within which nine of ten resampled sets lie, around the distance itself: a resampled set
+        repeats clips, which alone moves its distance, on the average by what is taken off here."""
+        self._check(clips)
+        draws = self.draws if self.paired else _draws(len(clips), self.resamples, seed=1)
+        found = torch.tensor([self._distance(clips, i, draw) for i, draw in enumerate(draws)])
+        low, high = found[1:].quantile(torch.tensor(INTERVAL)).tolist()
+        moved = float(found[1:].mean() - found[0])
+        return max(0.0, low - moved), max(0.0, high - moved)
 
-    def _distance(self, clips: Sequence[Tensor], i: int) -> float:
-        if len(clips) != self.count:
+    def _check(self, clips: Sequence[Tensor]) -> None:
+        if self.paired and len(clips) != self.count:
             raise VftError(f"got {len(clips)} clips, the reference has {self.count}")
-        mean, covariance = _moments(clips, self.draws[i])
-        return _distance(*self.moments[i], self.roots[i], mean, covariance)
+
+    def _distance(self, clips: Sequence[Tensor], i: int, draw: Tensor) -> float:
+        return _distance(*self.moments[i], self.roots[i], *_moments(clips, draw))
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -121,15 +136,30 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return _distance(*one, _root(one[1]), *two)
 
 
+def _draws(count: int, resamples: int, seed: int) -> list[Tensor]:
+    """The set itself, and `resamples` sets that are drawn from it."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(count, (resamples, count), generator=generator)
+    return [torch.arange(count), *draws]
+
+
 def _moments(clips: Sequence[Tensor], draw: Tensor) -> tuple[Tensor, Tensor]:
     """Mean `[D]` and unbiased covariance `[D,D]` of the drawn clips' rows."""
-    x = torch.cat([clips[i].double() for i in draw.tolist()])
-    if len(x) < 2:
-        raise VftError(f"got {len(x)} rows of features; a covariance needs two")
-    mean = x.mean(0)
-    centred = x - mean
-    covariance = centred.T @ centred / (len(x) - 1)
-    return mean, covariance + EPS * torch.eye(len(mean), dtype=torch.float64)
+    times = torch.bincount(draw, minlength=len(clips)).tolist()
+    drawn = [i for i, n in enumerate(times) if n]
+    count, total = 0, torch.zeros(clips[0].shape[1], dtype=torch.float64)
+    for i in drawn:
+        count += times[i] * len(clips[i])
+        total += times[i] * clips[i].double().sum(0)
+    if count < 2:
+        raise VftError(f"got {count} rows of features; a covariance needs two")
+    mean = total / count
+    covariance = EPS * torch.eye(len(mean), dtype=torch.float64)
+    for start in range(0, len(drawn), BLOCK):
+        block = [(clips[i].double() - mean) * times[i] ** 0.5 for i in drawn[start : start + BLOCK]]
+        rows = torch.cat(block)
+        covariance.addmm_(rows.T, rows, alpha=1 / (count - 1))
+    return mean, covariance
 
 
 def _root(matrix: Tensor) -> Tensor:

@@ -2,11 +2,15 @@
 
 SSIM is Wang et al. 2004 (IEEE TIP 13(4)): Gaussian window 11x11 with sigma 1.5, K1 = 0.01,
 K2 = 0.03, only windows that lie inside the picture, on R, G and B separately, then averaged.
+
+SSIM depends on where black lies. `Quality` works on [-1,1], as the model cards always have, and
+gives less than the field's SSIM of pictures in [0,1], which is `unit_ssim`.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import VftError
@@ -70,19 +74,37 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return quality.ssim
 
 
+def whole_psnr(a: Tensor, b: Tensor) -> float:
+    """PSNR in dB of two float `[3,T,H,W]` in [-1,1] from one mean square error over the clip, at
+    most 100. Of frames that differ in quality it is less than the mean of their PSNRs."""
+    error = (a.float() - b.float()).square().mean()
+    return float((10 * torch.log10(RANGE**2 / error)).clamp(max=BEST_PSNR))
+
+
+def unit_ssim(a: Tensor, b: Tensor, padded: bool = False) -> float:
+    """Mean SSIM over frames and channels of two float `[3,T,H,W]` in [-1,1], computed on pictures
+    in [0,1]: over windows inside the picture, or, `padded`, over a window around every pixel, black
+    (zero) beyond the edge."""
+    a, b = (a.float() + 1) / 2, (b.float() + 1) / 2
+    return float(_frame_ssim(a, b, 1.0, padded).mean())
+
+
 def _frame_psnr(a: Tensor, b: Tensor) -> Tensor:
     error = (a - b).square().mean(dim=(0, 2, 3))  # (T,)
     return (10 * torch.log10(RANGE**2 / error)).clamp(max=BEST_PSNR)
 
 
-def _frame_ssim(a: Tensor, b: Tensor) -> Tensor:
-    window = min(_WINDOW, *a.shape[2:])
+def _frame_ssim(a: Tensor, b: Tensor, span: float = RANGE, padded: bool = False) -> Tensor:
+    """`span`: of the values. `padded`: with zeros, so that there is a window around every pixel."""
+    window = _WINDOW if padded else min(_WINDOW, *a.shape[2:])
     x = torch.arange(window, device=a.device) - (window - 1) / 2
     g = torch.exp(-x.square() / (2 * _SIGMA**2))
     weights = (g / g.sum()).tolist()
 
     def blur(v: Tensor) -> Tensor:
         v = v.flatten(0, 1)  # (3·T, H, W)
+        if padded:
+            v = F.pad(v, (window // 2,) * 4)
         for dim in (1, 2):  # shifted and added: 15 times as fast on a CPU as a convolution
             inside = v.shape[dim] - window + 1
             total = v.narrow(dim, 0, inside) * weights[0]
@@ -95,7 +117,7 @@ def _frame_ssim(a: Tensor, b: Tensor) -> Tensor:
     var_a = blur(a * a) - mean_a.square()
     var_b = blur(b * b) - mean_b.square()
     cov = blur(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
     score = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
     score = score / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))
     return score.mean(dim=(1, 2)).view(3, -1).mean(0)  # (T,)
