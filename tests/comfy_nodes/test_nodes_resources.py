@@ -21,7 +21,7 @@ def load(made: Made, **asked: str) -> tuple[Any, str]:
 
 def decode(made: Made, tokenizer: Any, **words: Any) -> tuple[Tensor, str]:
     """The frames `[T,H,W,3]`, and what stands on the node."""
-    words = {"steps": 3, "preview": False, "tokens": made.tokens} | words
+    words = {"steps": 1, "preview": False, "tokens": made.tokens} | words
     out = made.host.run("VFTDecode", tokenizer=tokenizer, **words)
     return out.result[0], out.ui["text"][0]
 
@@ -176,8 +176,9 @@ def test_without_a_compiler_it_runs_as_written_and_says_so(
     assert "not compiled (RuntimeError: no working C++ compiler; install one" in line
     prior, about = made.host.results("VFTLoadPrior", compile="on")
     assert "to be compiled in the first run" in about
-    out = made.host.run("VFTTextToTokens", prior=prior, prompt="a red ball", budget=2)
-    again = made.host.results("VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=2)
+    words = {"prompt": "a red ball", "budget": 2, "frames": 17}
+    out = made.host.run("VFTTextToTokens", prior=prior, **words)
+    again = made.host.results("VFTTextToTokens", prior=made.prior, **words)
     assert torch.equal(out.result[0].ids, again.ids)
     assert "not compiled (RuntimeError: no working C++ compiler; install one" in out.ui["text"][0]
 

@@ -331,23 +331,24 @@ def test_refine_keeps_what_is_there(made: Made) -> None:
 
 
 def test_a_prior_shows_previews_when_it_has_a_tokenizer(made: Made) -> None:
+    words = {"prompt": "a red ball", "budget": 2, "frames": 17}
     with made.previews() as shown:
-        made.host.results("VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=2)
+        made.host.results("VFTTextToTokens", prior=made.prior, **words)
     assert len(shown) == 2  # at one token and at two
     assert all(max(picture.size) >= 256 for picture in shown)
     alone = dataclasses.replace(made.prior, tokenizer=None)
     with made.previews() as shown:
-        made.host.results("VFTTextToTokens", prior=alone, prompt="a red ball", budget=2)
+        made.host.results("VFTTextToTokens", prior=alone, **words)
     assert not shown
 
 
-def test_decode_shows_where_it_is_heading(made: Made) -> None:
-    run = {"tokenizer": made.tokenizer, "tokens": made.tokens, "steps": 5}
-    with made.previews() as shown:
-        made.host.results("VFTDecode", **run)
+def test_decode_shows_where_it_is_heading(small: Made) -> None:
+    run = {"tokenizer": small.tokenizer, "tokens": small.tokens, "steps": 5}
+    with small.previews() as shown:
+        small.host.results("VFTDecode", **run)
     assert len(shown) == 5
-    with made.previews() as shown:
-        made.host.results("VFTDecode", **run, preview=False)
+    with small.previews() as shown:
+        small.host.results("VFTDecode", **run, preview=False)
     assert not shown
 
 
@@ -400,10 +401,10 @@ def test_join_and_slice(made: Made) -> None:
     assert rest.frames == joined.frames - 32  # chunks share a frame
 
 
-def test_the_sweep_compares_budgets(made: Made) -> None:
+def test_the_sweep_compares_budgets(made: Made, small: Made) -> None:
     grid, video, plot, table = made.host.results(
         "VFTBudgetSweep", tokenizer=made.tokenizer, tokens=made.tokens, budgets="16, 1",
-        original=made.clip[0], steps=2,
+        original=made.clip[0], steps=1,
     )  # fmt: skip
     rows = json.loads(table)["rows"]
     assert [(r["budget"], r["bytes"]) for r in rows] == [(1, 10), (16, 160)]
@@ -412,7 +413,7 @@ def test_the_sweep_compares_budgets(made: Made) -> None:
     assert plot.ndim == 4
     assert video.get_components().images is grid
     table = made.host.results(
-        "VFTBudgetSweep", tokenizer=made.tokenizer, tokens=made.tokens, budgets="1 2", steps=1
+        "VFTBudgetSweep", tokenizer=small.tokenizer, tokens=small.tokens, budgets="1 2", steps=1
     )[3]
     assert json.loads(table)["against"] == "k=2"
 
