@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from comfy_api.latest import io
@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from ..vft_lib import Prior, Tokenizer, VftError, load_prior, load_tokenizer
 from ..vft_lib.checkpoints.checkpoint import header_of
 from ..vft_lib.config.prior import PriorConfig
+from ..vft_lib.config.sampling import Quality
 from ..vft_lib.config.tokenizer import TokenizerConfig
 from ..vft_lib.files.tensor_files import Source
 from ..vft_lib.models.catalog import catalog
@@ -99,8 +100,11 @@ def _read(path: str, *changes: int) -> tuple[str, dict[str, Any]]:
             }  # fmt: skip
         t = TokenizerConfig.from_json(text)
         return kind, {
-            "registers": t.registers, "fps": t.fps, "steps": t.sampling.steps,
-            "guidance": t.sampling.guidance,
+            "registers": t.registers, "fps": t.fps,
+            "sampling": {
+                q: {"steps": t.sampling.of(q).steps, "guidance": t.sampling.of(q).guidance}
+                for q in get_args(Quality)
+            },
         }  # fmt: skip
     except VftError:
         return kind, {}

@@ -24,7 +24,7 @@ from . import host
 from .files import node_facts
 from .loaders import LoadedTokenizer
 from .pictures import image_frames, make_video, store
-from .tokenizing import decoded, decoding_inputs, sampling_of, shown
+from .tokenizing import decoded, decoding_inputs, quality_input, sampling_of, shown
 from .types import TokenizerType, TokensType, checked, schema
 
 COMPARED = 16  # frames at a time
@@ -51,6 +51,7 @@ class BudgetSweep(io.ComfyNode):
                     tooltip="The clip's frames, as many as were encoded: shown first, and quality "
                     "is measured against them. Without it: against the largest budget.",
                 ),
+                quality_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="grid", tooltip="Frames of the grid."),
@@ -66,7 +67,7 @@ class BudgetSweep(io.ComfyNode):
     @checked
     def execute(
         cls, tokenizer: LoadedTokenizer, tokens: Tokens, budgets: str, steps: int,
-        guidance: float, seed: int, original: Tensor | None = None,
+        guidance: float, seed: int, original: Tensor | None = None, quality: str = "normal",
     ) -> io.NodeOutput:  # fmt: skip
         try:
             ks = sorted({int(k) for k in budgets.replace(",", " ").split()})
@@ -82,12 +83,11 @@ class BudgetSweep(io.ComfyNode):
                 "the frames that were encoded"
             )
         parts = [tokens.truncate(k) for k in ks]
+        sampling = sampling_of(steps, guidance, seed, quality)
         clips = [
-            decoded(
-                tokenizer, part, work, sampling_of(steps, guidance, seed), part=(i, len(parts)),
-            )
+            decoded(tokenizer, part, work, sampling, part=(i, len(parts)))
             for i, part in enumerate(parts)
-        ]  # fmt: skip
+        ]
         reference, against = clips[-1], f"k={ks[-1]}"
         _, h, w, _ = reference.shape
         if frames is not None:

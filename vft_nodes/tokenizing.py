@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from comfy_api.latest import io
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..vft_lib import Tokens, VftError
 from ..vft_lib.clips.redo import Redo, Stretch, check_length
 from ..vft_lib.clips.stream import decode_frames, encode_file, encode_frames
+from ..vft_lib.config.sampling import Quality
 from ..vft_lib.image_features import check_encoder
 from ..vft_lib.tokenizer.parts import part_of
 from ..vft_lib.tokenizer.sampling import Sampling
@@ -167,9 +169,18 @@ def decoding_inputs() -> list[io.Input]:
     ]
 
 
-def sampling_of(steps: int, guidance: float, seed: int) -> Sampling:
-    """Of :func:`decoding_inputs`."""
-    return Sampling(steps or None, guidance or None, seed=seed)
+def quality_input() -> io.Input:
+    """Behind all others: widgets of saved workflows keep their places."""
+    return io.Combo.Input(
+        "quality", options=list(get_args(Quality)), default="normal", optional=True,
+        tooltip="What steps and guidance of 0 come to. draft: a sketch, in four passes or fewer; "
+        "best: what was measured best, whatever it takes.",
+    )  # fmt: skip
+
+
+def sampling_of(steps: int, guidance: float, seed: int, quality: str) -> Sampling:
+    """Of :func:`decoding_inputs` and :func:`quality_input`."""
+    return Sampling(steps or None, guidance or None, seed=seed, quality=cast(Quality, quality))
 
 
 def decoded(
@@ -179,7 +190,7 @@ def decoded(
 ) -> Tensor:  # fmt: skip
     """Tokens -> IMAGE, with progress, previews and a retry when memory runs out. `part` (i, n):
     this is run i of n for the progress bar. `redo`, called at each try, makes a stretch only."""
-    count = sampling.steps or loaded.model.config.sampling.steps
+    count = sampling.settled(loaded.model.config.sampling).recipe.steps
     every = max(1, count // 5)
 
     def attempt(low_memory: bool) -> Tensor:
@@ -246,6 +257,7 @@ class FlowDecode(io.ComfyNode):
                     "redo_to", default=0.0, min=0.0, max=86400.0, step=0.125, optional=True,
                     tooltip="With 'earlier': where the stretch ends, in seconds; 0: at the end.",
                 )),
+                quality_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="The frames."),
@@ -261,6 +273,7 @@ class FlowDecode(io.ComfyNode):
         cls, tokenizer: LoadedTokenizer, tokens: Tokens, steps: int, guidance: float, seed: int,
         keep_bars: bool, preview: bool, first_frame: Tensor | None = None, audio: Any = None,
         earlier: Tensor | None = None, redo_from: float = 0.0, redo_to: float = 0.0,
+        quality: str = "normal",
     ) -> io.NodeOutput:  # fmt: skip
         work = host.Work(cls.hidden)
         given = None if first_frame is None else next(image_frames(first_frame, work.warn))
@@ -277,11 +290,14 @@ class FlowDecode(io.ComfyNode):
         elif redo_from or redo_to:
             raise VftError("redo_from and redo_to need the earlier frames: connect them to earlier")
 
+        sampling = sampling_of(steps, guidance, seed, quality)
+        before = replace(tokenizer.model.passes)
         images = decoded(
-            tokenizer, tokens, work, sampling_of(steps, guidance, seed), first_frame=given,
-            keep_bars=keep_bars, preview=preview, redo=None if earlier is None else anew,
+            tokenizer, tokens, work, sampling, first_frame=given, keep_bars=keep_bars,
+            preview=preview, redo=None if earlier is None else anew,
         )  # fmt: skip
-        text = f"{summary(tokens)} · {images.shape[2]}×{images.shape[1]} px"
+        passes = tokenizer.model.passes.since(before)
+        text = f"{summary(tokens)} · {images.shape[2]}×{images.shape[1]} px · {passes}"
         if earlier is not None:
             for kept in (slice(0, at.begin), slice(at.end, tokens.frames)):
                 images[kept] = earlier[kept, ..., :3]  # not even rounded

@@ -72,6 +72,14 @@ def test_automatic_values_are_named(app: Any, made: Any) -> None:
     told = f"auto: {sampling.steps} steps · guidance {sampling.guidance:g}"
     assert part(app, 4, "auto") == told
     app.js(
+        "() => { const w = app.graph.getNodeById(4).widgets.find((w) => w.name === 'quality');"
+        " w.value = 'draft'; w.callback('draft'); }"
+    )
+    sampling = sampling.of("draft")
+    assert part(app, 4, "auto") == (
+        f"auto: {sampling.steps} steps · guidance {sampling.guidance:g}"
+    )
+    app.js(
         "() => { const w = app.graph.getNodeById(4).widgets.find((w) => w.name === 'steps');"
         " w.value = 3; w.callback(3); }"
     )

@@ -317,7 +317,11 @@ def test_the_page_is_told_what_suits_a_model_before_it_is_loaded(made: Made) -> 
         }  # fmt: skip
         assert told["tokenizer"]["default"] == {
             "registers": tokenizer.registers, "fps": tokenizer.fps,
-            "steps": tokenizer.sampling.steps, "guidance": tokenizer.sampling.guidance,
+            "sampling": {
+                q: {"steps": of.steps, "guidance": of.guidance}
+                for q in ("draft", "normal", "best")
+                for of in [tokenizer.sampling.of(q)]
+            },
         }  # fmt: skip
         assert told["tokenizer"]["told.safetensors"]["registers"] == 8
         assert told["tokenizer"]["damaged.safetensors"] == {}

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from vft_lib.config.sampling import SamplingDefaults
 from vft_lib.config.tokenizer import (
     DecoderConfig,
     EncoderConfig,
     MaskConfig,
     PosembConfig,
-    SamplingDefaults,
     TokenizerConfig,
     TransformerConfig,
     VAEConfig,
@@ -120,7 +120,8 @@ def test_unknown_entry_is_named(path: str) -> None:
         ("decoder.head_modulation", "yes"), ("encoder.mask.mode", "diagonal"),
         ("encoder.mask.mode", ["full"]), ("decoder.mask.prefix2prefix", "causal"),
         ("decoder.register_posemb.kind", "rope"), ("decoder.steps", ["posemb", "dropout"]),
-        ("decoder.steps", "posemb"), ("fsq_levels", "888555"), ("name", {"a": ["b"] * 10_000}),
+        ("decoder.steps", "posemb"), ("fsq_levels", "888555"), ("sampling.draft", 4),
+        ("sampling.method", "rk4"), ("sampling.interval", [0.5]), ("name", {"a": ["b"] * 10_000}),
     ],
     ids=lambda v: str(v)[:24] if not isinstance(v, int) or v < 1 << 63 else "giant",
 )  # fmt: skip
@@ -149,7 +150,10 @@ def test_ill_typed_entry_is_named(path: str, value: Any) -> None:
         ("encoder.patch_size", [1, 3, 1]), ("decoder.patch_size", [5, 1, 1]),
         ("encoder.register_frames", 4), ("encoder.patch_posemb.max_sizes", []),
         ("decoder.register_posemb.max_sizes", [5, 0]), ("decoder.max_timestep", 0.0),
-        ("sampling.steps", 0),
+        ("sampling.steps", 0), ("sampling.steps", 10_001), ("sampling.shift", 0.0),
+        ("sampling.interval", [0.5, 0.4]), ("sampling.interval", [0.0, 1.5]),
+        ("sampling.reuse", -1.0), ("sampling.draft", {"steps": 0}),
+        ("sampling.best", {"method": "heun", "reuse": 0.1}),
     ],
 )  # fmt: skip
 def test_values_that_describe_no_model(path: str, value: Any) -> None:

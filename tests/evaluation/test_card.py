@@ -13,7 +13,7 @@ from PIL import Image
 
 from vft_lib.cli.vft import main
 from vft_lib.errors import VftError
-from vft_lib.evaluation.card import CardRecipe, _spread, held_out
+from vft_lib.evaluation.card import CardRecipe, held_out, spread
 from vft_lib.evaluation.curves import (
     ClipSet,
     autoencoded,
@@ -174,10 +174,10 @@ def test_intervals_hold_the_mean_and_narrow_with_more_clips() -> None:
     assert few[1] - few[0] > high - low
 
 
-def test_held_out_clips_are_spread_and_named(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    assert _spread(5, 9) == [0, 1, 2, 3, 4]
-    assert _spread(100, 3) == [0, 50, 99]
-    assert _spread(100, 1) == [0]
+def test_held_out_clips_arespread_and_named(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    assert spread(5, 9) == [0, 1, 2, 3, 4]
+    assert spread(100, 3) == [0, 50, 99]
+    assert spread(100, 1) == [0]
     recipe = CardRecipe(clips=5, no_real=True, eval_clips=tmp_path)
     sets = held_out(tiny_tokenizer.config, tmp_path, recipe)
     procedural = next(sets)

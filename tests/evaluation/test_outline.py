@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vft_lib.evaluation.classifier import labels_of
 from vft_lib.evaluation.outline import (
     Namer,
     Outline,
@@ -19,7 +20,6 @@ from vft_lib.evaluation.outline import (
     blur,
     cut_out,
 )
-from vft_lib.evaluation.probe import labels_of
 from vft_lib.train.loop import Schedule, train
 from vft_lib.world import world
 

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from vft_lib.checkpoints.checkpoint import save_prior
 from vft_lib.cli.vft import main
 from vft_lib.evaluation import classifier, outline
+from vft_lib.evaluation.classifier import labels_of
 from vft_lib.evaluation.judge import Judge, pixels_of, recipes
 from vft_lib.evaluation.prior_card import _budgets, _written
-from vft_lib.evaluation.probe import labels_of
 from vft_lib.evaluation.run_clips import decoded_video, run_clips
 from vft_lib.footage.footage import to_video
 from vft_lib.prior.prior import Prior

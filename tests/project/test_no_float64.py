@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from train_tasks import CPU, SCHEDULE, prior_task, tokenizer_task, vae_task
 
 from vft_lib import load_prior, load_tokenizer
+from vft_lib.evaluation.classifier import features
 from vft_lib.evaluation.learned import FeatureNetwork, feature_distance
-from vft_lib.evaluation.probe import features
 from vft_lib.footage.bank import ClipBank
 from vft_lib.footage.footage import Footage
 from vft_lib.footage.textures import textures

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vft_lib.config.sampling import Method
 from vft_lib.errors import VftError
-from vft_lib.tokenizer.flow import Guidance, Method, Schedule, sample
+from vft_lib.tokenizer.flow import Guidance, Reuse, Schedule, sample
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -222,3 +223,71 @@ def test_a_schedule_knows_what_will_be_asked(method: Method) -> None:
 def test_a_schedule_that_cannot_be_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(VftError, match=message):
         Schedule(**options)
+
+
+# ---------------------------------------------------------------------- passes left out
+
+
+def bend(x: Tensor, t: float) -> Tensor:
+    """A velocity that changes with the time: fast at first, then hardly."""
+    return torch.tanh(x) * (1 + 4 * t**4)
+
+
+def reused(x: Tensor, threshold: float, steps: int = 20, **more: Any) -> tuple[Tensor, list[float]]:
+    """Latents and the times of the passes that ran."""
+    ran: list[float] = []
+
+    def velocity(x: Tensor, t: float) -> tuple[Tensor, None]:
+        ran.append(t)
+        return bend(x, t), None
+
+    reuse = Reuse(threshold, {0, 1, steps - 1}) if threshold else None
+    return sample(velocity, x, Schedule(steps), Guidance(), reuse=reuse, **more), ran
+
+
+def test_passes_are_left_out_where_little_changes() -> None:
+    x = normal(0, 1, 3, 2, 4, 4)
+    full, every = reused(x, 0)
+    assert len(every) == 20
+    counts, errors = [], []
+    for threshold in (1e-9, 0.05, 0.2, 5.0):
+        got, ran = reused(x, threshold)
+        counts.append(len(ran))
+        errors.append(float((got - full).abs().mean()))
+        assert ran[:2] == every[:2]
+        assert ran[-1] == every[-1]
+    assert counts[0] == 20
+    assert errors[0] == 0
+    assert counts[0] > counts[1] > counts[2] > counts[3] == 3
+    assert errors[0] < errors[1] < errors[2] < errors[3]
+    _, ran = reused(x, 0.2)
+    early = sum(t > 0.5 for t in ran)
+    assert early > len(ran) - early, "passes are spent where the velocity changes"
+
+
+def test_a_clip_reuses_what_it_would_alone() -> None:
+    """The second clip hardly changes, the first one does: passes run for the first alone."""
+    both = torch.cat([normal(0, 1, 3, 2, 4, 4), 1e3 + normal(1, 1, 3, 2, 4, 4)])
+    together, ran = reused(both, 0.2)
+    assert len(ran) < 20
+    alone = [reused(x, 0.2) for x in both.split(1)]
+    assert len(alone[0][1]) != len(alone[1][1])
+    for i, (got, _) in enumerate(alone):
+        assert torch.equal(together[i : i + 1], got)
+
+
+def test_given_frames_do_not_count() -> None:
+    x = normal(0, 1, 3, 2, 4, 4)
+    pinned = 50 * normal(1, 1, 3, 1, 4, 4)
+    free = x[:, :, 1:]
+    _, ran = reused(x, 0.2, pinned=pinned)
+    assert ran == reused(free, 0.2)[1]
+
+
+def test_a_plain_run_is_what_it_was() -> None:
+    """Without an interval or reuse every number is the same, to the bit."""
+    x = normal(0, 2, 3, 2, 4, 4)
+    by_hand = x.clone()
+    for i in range(20, 0, -1):
+        by_hand = by_hand - bend(by_hand, i / 20) * (i / 20 - (i - 1) / 20)
+    assert torch.equal(reused(x, 0)[0], by_hand)

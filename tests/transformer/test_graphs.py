@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vft_lib.config.sampling import Method
 from vft_lib.models.loading import load_prior, load_tokenizer
 from vft_lib.prior.prior import Prior
-from vft_lib.tokenizer import flow
 from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.transformer.graphs import HELD, WARM, Graphs, Outputs, Pace, rehearse
@@ -41,10 +41,10 @@ def tok(tiny_checkpoint: Path) -> Tokenizer:
 @pytest.mark.parametrize("method", ["euler", "heun", "midpoint"])
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_captured_steps_sample_the_same_latents(
-    tok: Tokenizer, method: flow.Method, scale: float
+    tok: Tokenizer, method: Method, scale: float
 ) -> None:
     sampling = Sampling(5, scale, method=method)
-    asked = len(sampling.schedule().asked())
+    asked = len(sampling.settled(tok.config.sampling).schedule().asked())
     plain = [latents(tok, sampling, seed) for seed in (0, 1)]
     assert tok.graphs.replayed == 0  # on a CPU nothing is captured
     tok.graphs = Graphs(rehearse, "on")
@@ -54,6 +54,20 @@ def test_captured_steps_sample_the_same_latents(
     assert first == asked - WARM
     assert torch.equal(latents(tok, sampling, 1), plain[1])  # other ids, the same capture
     assert (tok.graphs.captured, tok.graphs.replayed - first) == (1, asked)
+
+
+def test_an_interval_and_reuse_sample_the_same_with_captured_steps(tok: Tokenizer) -> None:
+    """Two kinds of step, with and without the unconditional pass, and some left out."""
+    for sampling in (
+        Sampling(12, 3.0, interval=(0.2, 0.8)),
+        Sampling(12, 3.0, interval=(0.2, 0.8), reuse=0.1),
+        Sampling(12, 1.0, reuse=0.1),
+    ):
+        tok.graphs = Graphs(rehearse, "off")
+        plain = latents(tok, sampling)
+        tok.graphs = Graphs(rehearse, "on")
+        assert torch.equal(latents(tok, sampling), plain)
+        assert tok.graphs.replayed
 
 
 def test_weights_that_have_moved_are_captured_anew(tok: Tokenizer) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.sampling import SamplingDefaults
 from ..config.tokenizer import (
     DecoderConfig,
     EncoderConfig,
     FeatureAggregate,
     GlobalMode,
     PosembConfig,
-    SamplingDefaults,
     TokenizerConfig,
     VAEConfig,
 )

@@ -92,22 +92,39 @@ def add_dino_option(parser: argparse.ArgumentParser) -> None:
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """How a decoder samples: see :func:`sampling_of`."""
     group = parser.add_argument_group("sampling")
+    add_quality_option(group)
     group.add_argument("--steps", type=int, metavar="N", help="sampling steps")
     group.add_argument("--guidance", type=number, metavar="G", help="1: none")
     group.add_argument("--seed", type=seed_number, default=0, metavar="S")
+    group.add_argument("--method", help="euler, or midpoint, heun: two velocities a step")
+    group.add_argument("--shift", type=number, metavar="S", help="above 1: more steps in the noise")
     group.add_argument(
-        "--method", default="euler", help="euler, or midpoint, heun: two velocities a step"
-    )
+        "--interval", type=number, nargs=2, metavar=("LOW", "HIGH"),
+        help="guidance only at these times, of 0 (clean) to 1 (noise)",
+    )  # fmt: skip
     group.add_argument(
-        "--shift", type=number, default=1.0, metavar="S", help="above 1: more steps in the noise"
-    )
+        "--reuse", type=number, metavar="T",
+        help="leave out steps while the velocity changes by less than this share (0.1); 0: none",
+    )  # fmt: skip
+
+
+def add_quality_option(parser: Any) -> None:
+    """What stands in for sampling options that are not given."""
+    parser.add_argument(
+        "--quality", default="normal", metavar="draft|normal|best",
+        help="what the other sampling options are unless given: as measured for the model",
+    )  # fmt: skip
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
     """What the options of :func:`add_sampling_options` ask for."""
     from ..tokenizer.sampling import Sampling
 
-    return Sampling(args.steps, args.guidance, method=args.method, shift=args.shift, seed=args.seed)
+    return Sampling(
+        args.steps, args.guidance, method=args.method, shift=args.shift, seed=args.seed,
+        interval=None if args.interval is None else tuple(args.interval), reuse=args.reuse,
+        quality=args.quality,
+    )  # fmt: skip
 
 
 def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:

@@ -69,14 +69,17 @@ def _decode(args: argparse.Namespace) -> None:
         return
     if args.start is not None or args.stop is not None:
         raise VftError("--from and --to need the earlier result: name it with --redo CLIP.mp4")
+    tokenizer = load_tokenizer_for(args)
     frames = decode_file(
-        load_tokenizer_for(args), tokens, args.out, sampling_of(args),
+        tokenizer, tokens, args.out, sampling_of(args),
         first_frame=args.first_frame, audio_from=audio, keep_bars=args.keep_bars,
         resume=args.resume, progress=args.bars("decode"), on_problem=note,
     )  # fmt: skip
     facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
     text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} tokens"
-    answer(args, text + f", sound of {audio}" * bool(audio), facts | {"audio_from": audio})
+    text += f", {tokenizer.passes}" + f", sound of {audio}" * bool(audio)
+    facts |= {"passes": dataclasses.asdict(tokenizer.passes), "audio_from": audio}
+    answer(args, text, facts)
 
 
 def _redo(args: argparse.Namespace, tokens: Tokens, audio: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VftError
 from ..files.atomic import check_place
 from .common import (
+    add_quality_option,
     add_resource_options,
     answer,
     device_and_dtype,
@@ -43,6 +44,7 @@ def add_prior_commands(command: Callable[..., Any]) -> None:
     length.add_argument("--seconds", type=number, metavar="S", help="the same in seconds")
     generate.add_argument("--list-classes", action="store_true", help="print the classes and stop")
     generate.add_argument("--steps", type=int, metavar="N", help="sampling steps of the decoder")
+    add_quality_option(generate)
     refine = command("refine", _refine, "coarse tokens -> the same clip with plausible detail")
     refine.add_argument("tokens", type=Path, metavar="T.vft")
     refine.add_argument("-o", "--out", type=Path, required=True, metavar="U.vft")
@@ -97,8 +99,9 @@ def _generate(args: argparse.Namespace) -> None:
             return
         tokens.save(args.tokens_out)
     frames = decode_file(
-        tokenizer, tokens, args.out, steps=args.steps, seed=args.seed, progress=args.bars("decode")
-    )
+        tokenizer, tokens, args.out, steps=args.steps, seed=args.seed, quality=args.quality,
+        progress=args.bars("decode"),
+    )  # fmt: skip
     facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
     text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} written tokens"
     if args.tokens_out is not None:

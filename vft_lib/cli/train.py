@@ -37,6 +37,7 @@ def add_train_parser(subparsers: Any) -> None:
         ("all", _train_all, "the three, one after another, in one window of time"),
         ("card", _card, "measure a tokenizer on held-out clips; writes tables, plots, strips"),
         ("prior-card", _prior_card, "measure a prior: do its clips show what captions say?"),
+        ("options-card", _options_card, "measure options of the sampler, at what cost"),
     ):
         p = steps.add_parser(name, help=text)
         p.set_defaults(func=func if "card" in name else partial(_alone, func))
@@ -60,6 +61,13 @@ def add_train_parser(subparsers: Any) -> None:
                 "--sweep", type=int, nargs="*", metavar="K",
                 help="guidance scales tried at these budgets (none named: a quarter of all)",
             )  # fmt: skip
+            continue
+        if name == "options-card":
+            p.add_argument("--tokenizer", default="default", help="default, or a file")
+            p.add_argument("--pack", type=Path, required=True, help="file of real clips")
+            p.add_argument("--clips", type=int, default=24, help="held-out clips of it")
+            p.add_argument("-k", "--budget", type=int, default=32, metavar="K")
+            p.add_argument("--options", nargs="+", metavar="NAME", help="only these rows")
             continue
         p.add_argument("--real", type=Path, help="folder of real clips (default: the package)")
         p.add_argument("--no-real", action="store_true", help="the procedural world alone")
@@ -303,6 +311,16 @@ def _card(args: argparse.Namespace) -> int:
         not args.no_features, _dtype(args),
     )  # fmt: skip
     write_card(args.tokenizer, args.out, _device(args), recipe)
+    return 0
+
+
+def _options_card(args: argparse.Namespace) -> int:
+    from ..evaluation.options import OPTIONS, OptionsRecipe, write_options
+
+    recipe = OptionsRecipe(
+        args.pack, args.clips, args.budget, args.options or tuple(OPTIONS), _dtype(args)
+    )
+    write_options(args.tokenizer, args.out, _device(args), recipe)
     return 0
 
 

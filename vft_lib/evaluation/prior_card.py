@@ -36,8 +36,8 @@ from ..train.loop import autocast_dtype
 from ..train.presets import Preset
 from ..train.tokenizer import ids_of_latents
 from ..world import world
+from .classifier import LABELS, labels_of
 from .judge import Judge, pixels_of, trained_judge
-from .probe import LABELS, labels_of
 from .run_clips import autocast, decoded_latents, decoded_video, encode_scenes
 
 matplotlib.use("Agg")

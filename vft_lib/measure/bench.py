@@ -167,7 +167,7 @@ def decoder_step(tok: Tokenizer, k: int, guidance: float) -> Tensor:
     c = tok.config
     ids = torch.zeros(1, c.token_frames, k, dtype=torch.int64)
     noise = torch.zeros(1, *c.latent_shape)
-    return tok.sample_latents(ids, noise, Sampling(1, guidance, apg=False))
+    return tok.sample_latents(ids, noise, Sampling(1, guidance, apg=False, interval=(0.0, 1.0)))
 
 
 def writing(prior: Prior, clips: int = 1, anew: bool = False) -> tuple[str, Callable[[], object]]:

@@ -7,14 +7,14 @@ noise - clean and a step of 1/N is x <- x - v/N. State and guidance stay in floa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ..errors import VftError
+from ..config.sampling import Method, Recipe
 from ..transformer.graphs import Pace
 
 Velocity = Callable[[Tensor, float], tuple[Tensor, Tensor | None]]
@@ -60,9 +60,6 @@ class Guidance:
         return cond + (self.scale - 1) * diff.to(cond)
 
 
-Method = Literal["euler", "heun", "midpoint"]
-
-
 @dataclass(frozen=True)
 class Schedule:
     """`steps` from t=1 (noise) to t=0 (clean).
@@ -77,12 +74,7 @@ class Schedule:
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise VftError(f"steps is {self.steps}; choose 1 or more (25 is usual)")
-        if self.method not in get_args(Method):
-            raise VftError(f"method is {self.method!r}; choose {', '.join(get_args(Method))}")
-        if not 0 < self.shift <= 100:
-            raise VftError(f"shift is {self.shift}; choose more than 0, at most 100 (1: none)")
+        Recipe(self.steps, method=self.method, shift=self.shift)  # which checks them
 
     def times(self) -> list[float]:
         """`steps` + 1 numbers from 1 to 0."""
@@ -101,24 +93,77 @@ class Schedule:
         return found
 
 
+class Reuse:
+    """Leaves out passes of one chunk's sampler while little changes: then the last velocity that
+    was computed is used again.
+
+    How much it will have changed is estimated as EasyCache does (Zhou et al. 2025, arXiv
+    2507.02860): from step to step the latents change by |dx|, and the velocity by k |dx|, k as
+    found at the last pass. The sum of k |dx| / |v| since that pass is held below `threshold`. What
+    is used again is the velocity v, not v - x as there: along the straight paths of a rectified
+    flow v is what stays the same. |.| sums over a clip's latents that are not pinned.
+
+    Each clip decides for itself. A pass of a batch runs if any of its clips needs one; the others
+    keep what they have, so that none depends on its neighbours. `always`: the numbers of the times
+    (of `Schedule.asked`) at which a pass runs in any case; 0 and 1 must be among them.
+    """
+
+    def __init__(self, threshold: float, always: Container[int]) -> None:
+        self.threshold, self.always = threshold, always
+        self._asked = 0
+        self._x = self._velocity = self._rate = self._sum = torch.empty(0)
+
+    def __call__(self, x: Tensor, compute: Callable[[], Tensor], pinned: int) -> Tensor:
+        """The velocity for latents x `[B,C,t,h,w]`, of which `pinned` frames are given; `compute`
+        runs the pass."""
+        number = self._asked
+        self._asked += 1
+        if number == 0:
+            self._x, self._velocity = x, compute()
+            self._rate = self._sum = x.new_zeros(len(x))
+            return self._velocity
+
+        def size(latents: Tensor) -> Tensor:
+            return latents[:, :, pinned:].abs().sum((1, 2, 3, 4)).clamp_min(1e-12)
+
+        change = size(x - self._x)
+        self._x = x
+        self._sum = self._sum + self._rate * change / size(self._velocity)
+        due = self._sum >= self.threshold
+        if number in self.always:
+            due = torch.ones_like(due)
+        if number in self.always or bool(due.any()):  # where the host waits for the device
+            new = compute()
+            self._rate = torch.where(due, size(new - self._velocity) / change, self._rate)
+            self._sum = self._sum.masked_fill(due, 0)
+            self._velocity = torch.where(due.view(-1, 1, 1, 1, 1), new, self._velocity)
+        return self._velocity
+
+
 def sample(
     velocity: Velocity, noise: Tensor, schedule: Schedule, guidance: Guidance,
     pinned: Tensor | None = None, progress: Callable[[int, int], None] | None = None,
-    estimate: Callable[[Tensor], None] | None = None,
+    estimate: Callable[[Tensor], None] | None = None, reuse: Reuse | None = None,
 ) -> Tensor:  # fmt: skip
     """From `noise` `[B,C,t,h,w]` (t=1) to clean latents (t=0) along `schedule`.
 
     `pinned` `[B,C,p,h,w]` are given latents: they replace frames 0..p-1 before every step and
     after the last. `progress(done, steps)` is called after each step; raise in it to cancel.
-    `estimate(latents)` gets the clean latents that the step points at, x_t - t·v.
+    `estimate(latents)` gets the clean latents that the step points at, x_t - t·v. `reuse` may
+    leave out passes.
     """
 
     def pin(x: Tensor) -> Tensor:
         return x if pinned is None else torch.cat([pinned.to(x), x[:, :, pinned.shape[2] :]], dim=2)
 
-    def ask(x: Tensor, t: float) -> Tensor:
+    def compute(x: Tensor, t: float) -> Tensor:
         cond, uncond = velocity(x, t)
         return cond if uncond is None else guidance(cond, uncond)
+
+    def ask(x: Tensor, t: float) -> Tensor:
+        if reuse is None:
+            return compute(x, t)
+        return reuse(x, partial(compute, x, t), 0 if pinned is None else pinned.shape[2])
 
     pace = Pace(noise.device)
     x = noise.float()

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from ..config.tokenizer import SamplingDefaults
+from ..config.sampling import Method, Quality, Recipe, SamplingDefaults
 from ..errors import VftError
-from .flow import Guidance, Method, Schedule
+from .flow import Guidance, Reuse, Schedule
+
+NAMES = tuple(f.name for f in dataclasses.fields(Recipe))
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """`steps`, `guidance` (1: none) and `apg` (projected guidance); None: what the checkpoint was
-    measured best at. `method` and `shift` as in `flow.Schedule`.
+    """How to sample; the first five, `interval` and `reuse` as in `config.sampling.Recipe`. None:
+    what the checkpoint was measured best at for `quality`: "draft" (four passes or fewer),
+    "normal" or "best".
 
     Every clip draws its noise from its own `seed`, one for all or one each, so that a batch gives
     each clip what it would get alone; a `generator` instead draws in the published order. Raises
@@ -28,13 +31,19 @@ class Sampling:
     steps: int | None = None
     guidance: float | None = None
     apg: bool | None = None
-    method: Method = "euler"
-    shift: float = 1.0
+    method: Method | None = None
+    shift: float | None = None
     seed: int | Sequence[int] = 0
     generator: torch.Generator | None = None
+    interval: tuple[float, float] | None = None
+    reuse: float | None = None
+    quality: Quality = "normal"
 
     def __post_init__(self) -> None:
-        Schedule(1 if self.steps is None else self.steps, self.method, self.shift)
+        Recipe(**{n: v for n in NAMES if (v := getattr(self, n)) is not None})  # which checks them
+        if self.quality not in get_args(Quality):
+            known = ", ".join(get_args(Quality))
+            raise VftError(f"quality is {self.quality!r}; choose {known}")
         for seed in [self.seed] if isinstance(self.seed, int) else self.seed:
             if not -(1 << 63) <= seed < 1 << 64:
                 raise VftError(f"seed {seed} is out of range; choose 0 to {(1 << 64) - 1}")
@@ -45,25 +54,40 @@ class Sampling:
         return dataclasses.replace(sampling or Sampling(), **fields)
 
     def settled(self, best: SamplingDefaults) -> Sampling:
-        """With no None left among `steps`, `guidance` and `apg`."""
-        kept = {k: v for k, v in dataclasses.asdict(best).items() if getattr(self, k) is None}
-        return dataclasses.replace(self, **kept)
+        """With nothing left open."""
+        recipe = best.of(self.quality)
+        open_ = {n: getattr(recipe, n) for n in NAMES if getattr(self, n) is None}
+        if self.method not in (None, "euler"):
+            open_ |= {"reuse": self.reuse or 0.0}  # the checkpoint's is of euler
+        return dataclasses.replace(self, **open_)
 
     @property
-    def guided(self) -> bool:
-        """Whether there is an unconditional pass."""
-        return self.guidance != 1
+    def recipe(self) -> Recipe:
+        """Of a settled one."""
+        return Recipe(**{name: getattr(self, name) for name in NAMES})
 
     def schedule(self) -> Schedule:
         """Of a settled one."""
-        assert self.steps is not None
-        return Schedule(self.steps, self.method, self.shift)
+        recipe = self.recipe
+        return Schedule(recipe.steps, recipe.method, recipe.shift)
 
     def guide(self) -> Guidance:
         """Of a settled one; anew, as it keeps its momentum from step to step."""
-        assert self.guidance is not None
-        assert self.apg is not None
-        return Guidance(self.guidance, self.apg)
+        return Guidance(self.recipe.guidance, self.recipe.apg)
+
+    def guided_at(self, time: float) -> bool:
+        """Of a settled one: whether there is an unconditional pass at a time, 0 to 1."""
+        low, high = self.recipe.interval
+        return self.guidance != 1 and low <= time <= high
+
+    def reuser(self) -> Reuse | None:
+        """Of a settled one; anew, for each chunk. The first two passes and the last always run, and
+        the first one with or without guidance."""
+        if not self.reuse:
+            return None
+        guided = [self.guided_at(t) for t in self.schedule().asked()]
+        turns = {i for i in range(1, len(guided)) if guided[i] != guided[i - 1]}
+        return Reuse(self.reuse, {0, 1, len(guided) - 1, *turns})
 
     def noise(self, batch: int) -> Callable[[tuple[int, ...]], Tensor]:
         """Draws `[B, *shape]` normal noise in float32 on the CPU, clip by clip; the generators run

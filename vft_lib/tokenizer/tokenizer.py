@@ -29,7 +29,7 @@ from .encoder import Encoder
 from .fsq import FSQ
 from .parts import Chunk, Estimate, Progress, counted, finite, in_parts, windows
 from .sampling import Sampling
-from .velocity import Modulations, chunk_velocity
+from .velocity import Modulations, Passes, chunk_velocity
 
 
 class Tokenizer(nn.Module):
@@ -56,6 +56,7 @@ class Tokenizer(nn.Module):
         """What SemanTok's tokenizers encode with: see :meth:`use_image_encoder`."""
         self.modulations = Modulations()
         """Of the schedule that was sampled last."""
+        self.passes = Passes()
         self._device: torch.device | None = None
 
     @property
@@ -322,7 +323,7 @@ class Tokenizer(nn.Module):
         velocity = chunk_velocity(self, ids, noise.shape, sampling, pinned, keep, low_memory)
         return flow.sample(
             velocity, noise.to(self.device), sampling.schedule(), sampling.guide(), pinned,
-            progress, estimate,
+            progress, estimate, sampling.reuser(),
         )  # fmt: skip
 
     # ------------------------------------------------------------------ shapes and checks

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
 
 ONE_BATCH = 0.1  # guidance runs as one batch if that takes at most this share of tokens more
 AT_ONCE = 64  # timesteps whose modulation is held
+
+
+@dataclass
+class Passes:
+    """Passes of the flow decoder so far, for one clip each: how many its steps stand for, with two
+    a velocity under guidance, and how many did `run`."""
+
+    asked: int = 0
+    run: int = 0
+
+    def since(self, before: Passes) -> Passes:
+        return Passes(self.asked - before.asked, self.run - before.run)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.run} of {self.asked} passes" if self.run < self.asked else f"{self.run} passes"
+        )
 
 
 class Modulations:
@@ -71,7 +89,10 @@ def chunk_velocity(
     """For ids `[B,t,k]` and latents of `shape` (B,C,t,h,w), with `sampling` settled; the other
     arguments as in `Tokenizer.sample_latents`."""
     b, t, k = ids.shape
-    decoder, guided = tok.decoder, sampling.guided
+    decoder = tok.decoder
+    times = sampling.schedule().asked()
+    guided = [sampling.guided_at(time) for time in times]
+    tok.passes.asked += b * len(times) * (1 if sampling.guidance == 1 else 2)
     codes = tok.fsq.codes(ids.to(tok.device).clamp_min(0))  # -1: not there, and masked
     codes = nn.functional.pad(codes, (0, 0, 0, tok.config.registers - k))  # beyond k: masked
     keep = torch.full((b,), k) if keep is None else keep.cpu()
@@ -83,17 +104,16 @@ def chunk_velocity(
     full = decoder.prepare(codes, keep, prefix, no)
     registers, weight = decoder.merge(full, most)
     patches = math.prod(shape[2:]) // (t * math.prod(decoder.patch_size[1:]) * span)
-    if guided:
+    both = short = registers
+    short_weight, together = 1, False
+    if any(guided):
         null = decoder.prepare(codes, keep, prefix, ~no)
         short, short_weight = decoder.merge(null, 0)
         more = registers.shape[2] - short.shape[2]
         together = not low_memory and more <= ONE_BATCH * (patches + short.shape[2])
         if together:  # merged alike: beyond the largest budget the null's slots are equal too
-            registers = torch.cat([registers, null[:, :, : registers.shape[2]]])
-    else:
-        short, short_weight, together = registers, 1, False
+            both = torch.cat([registers, null[:, :, : registers.shape[2]]])
     # The same for all clips, so computed once; in parts, as it takes memory.
-    times = sampling.schedule().asked()
     index = {time: i for i, time in enumerate(times)}
     modulation: dict[int, Modulation] = {}
 
@@ -107,21 +127,26 @@ def chunk_velocity(
 
     step = decoder if tok.compiled is None else tok.compiled
 
-    def passes(x: Tensor, first: Tensor, second: Tensor, *modulation: Tensor) -> Outputs:
+    def one(x: Tensor, first: Tensor, *modulation: Tensor) -> Outputs:
         m = Modulation.of(modulation, decoder.head_modulation is not None)
-        if not guided:
-            return (step(x, m, first, weight),)
+        return (step(x, m, first, weight),)
+
+    def two(x: Tensor, first: Tensor, second: Tensor, *modulation: Tensor) -> Outputs:
+        m = Modulation.of(modulation, decoder.head_modulation is not None)
         if not together:
             return step(x, m, first, weight), step(x, m, second, short_weight)
         return step(torch.cat([x, x]), m, first, weight).chunk(2)
 
-    rows = (patches + registers.shape[2]) * len(registers) * t
+    rows = (patches + both.shape[2]) * len(both) * t
     graphs = None if low_memory else tok.graphs.begin(decoder, tok.device, rows)
     run = Graphs.plain if graphs is None else graphs.run
-    key = id(tok.compiled), guided, together, weight, short_weight, decoder.trunk.backend
+    key = id(tok.compiled), together, weight, short_weight, decoder.trunk.backend
 
     def velocity(x: Tensor, time: float) -> tuple[Tensor, Tensor | None]:
-        found = run(key, passes, x, registers, short, *modulate(time).tensors())
-        return found if guided else (found[0], None)  # type: ignore[return-value]
+        m = modulate(time).tensors()
+        tok.passes.run += b * (1 + sampling.guided_at(time))
+        if not sampling.guided_at(time):
+            return run((False, *key), one, x, registers, *m)[0], None
+        return run((True, *key), two, x, both, short, *m)  # type: ignore[return-value]
 
     return velocity

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config.prior import PriorConfig, TextEncoderConfig
+from ..config.sampling import SamplingDefaults
 from ..config.tokenizer import (
     DecoderConfig,
     EncoderConfig,
     MaskConfig,
     PosembConfig,
-    SamplingDefaults,
     TokenizerConfig,
     TransformerConfig,
     VAEConfig,

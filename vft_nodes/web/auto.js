@@ -6,9 +6,10 @@ import { panelOf } from "./panel.js";
 
 const zero = (value) => Number(value) === 0;
 const negative = (value) => Number(value) < 0;
+const recipe = (model, value) => model.sampling[value("quality") ?? "normal"];
 const decoding = {
-  steps: [zero, (model) => `${model.steps} steps`],
-  guidance: [zero, (model) => `guidance ${model.guidance}`],
+  steps: [zero, (model, value) => `${recipe(model, value).steps} steps`],
+  guidance: [zero, (model, value) => `guidance ${recipe(model, value).guidance}`],
 };
 const writing = {
   guidance: [zero, (model, value) => `guidance ${scaleFor(model, value("budget"))}`],
@@ -74,5 +75,5 @@ export function addAuto(node) {
   for (const widget of node.widgets) {
     if (widgets[widget.name]) showInField(widget, widgets[widget.name][0]);
   }
-  keepFresh(node, [...Object.keys(widgets), "budget"], refresh);
+  keepFresh(node, [...Object.keys(widgets), "budget", "quality"], refresh);
 }

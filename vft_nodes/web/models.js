@@ -1,6 +1,6 @@
 // What is known of a model before it is loaded: the loaders' lists in /object_info carry it, from the
-// files' headers. Tokenizers: {registers, fps, steps, guidance}; priors: {registers, frames,
-// temperature, guidance: [[from this budget on, scale], ...]}.
+// files' headers. Tokenizers: {registers, fps, sampling: {quality: {steps, guidance}}}; priors:
+// {registers, frames, temperature, guidance: [[from this budget on, scale], ...]}.
 
 import { sourceOf } from "./graphs.js";
 

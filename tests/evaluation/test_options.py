@@ -1,0 +1,65 @@
+"""Options of the sampler, measured: what they cost and give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vft_lib.cli.vft import main
+from vft_lib.evaluation.options import OPTIONS
+from vft_lib.footage.packing import Recipe, write_pack
+from vft_lib.video.video_out import write_video
+from vft_lib.world.world import make_clip
+
+from .test_learned import with_network
+
+
+@with_network
+def test_options_are_measured_once(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = tmp_path / "clips", tmp_path / "out"
+    folder.mkdir()
+    for i in range(40):  # one in eight is held out
+        write_video(folder / f"clip{i}.mp4", make_clip(i, frames=18, size=48).video, 8)
+    write_pack(tmp_path / "pack.zip", Recipe(size=32), [folder], processes=1)
+    command = [
+        "train", "options-card", "--tokenizer", str(tiny_checkpoint), "--out", str(out),
+        "--pack", str(tmp_path / "pack.zip"), "--clips", "2", "-k", "4", "--dtype", "float32",
+        "--device", "cpu", "--options",
+    ]  # fmt: skip
+    assert main([*command, "4 steps", "draft", "4 steps, guidance 2"]) == 0
+    results = json.loads((out / "options.json").read_text())
+    rows = results["rows"]
+    assert len(rows) == 4 - 1, "a draft of four steps is the row of four steps"
+    passes = {key.partition(",")[0]: row["passes"] for key, row in rows.items()}
+    assert passes["autoencoder"] == 0
+    plain, guided = (next(r for r in rows.values() if r["passes"] == n) for n in (4, 8))
+    assert guided["gflop"] > plain["gflop"] > rows["autoencoder"]["gflop"] * 0.4
+    for row in rows.values():
+        for key in ("psnr", "feature_distance", "frechet_frames", "frechet_motion"):
+            assert f"{key}_interval" in row
+    table = (out / "options.md").read_text()
+    assert table in capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:6]] == [
+        "| autoencoder", "| 4 steps", "| draft", "| 4 steps, guidance 2"
+    ]  # fmt: skip
+    with Image.open(out / "strip-options.png") as image:
+        assert image.height == 5 * 130 - 2
+
+    kept = (out / "options.json").stat().st_mtime_ns
+    assert main([*command, "draft"]) == 0
+    assert (out / "options.json").stat().st_mtime_ns == kept, "nothing was measured again"
+    assert main([*command, "1 steps"]) == 0
+    assert len(json.loads((out / "options.json").read_text())["rows"]) == 4
+
+
+def test_an_unknown_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "options-card", "--out", str(tmp_path), "--pack", "none.zip"]
+    assert main([*command, "--options", "half a step"]) == 2
+    told = capsys.readouterr().err
+    assert "half a step" in told
+    assert next(iter(OPTIONS)) in told
