@@ -117,7 +117,7 @@ def write_options(name: str, out: Path, device: torch.device, recipe: OptionsRec
             scores = [_score(clip, video, network) for clip, (video, _) in zip(clips, made)]
             row = row_of(Way("option", key, recipe.budget), scores, frechet)
             row["passes"] = round((tokenizer.passes.run - before) / len(clips), 2)
-            row["gflop"] = round(sum(gflop for _, gflop in made) / len(clips), 1)
+            row["gflop"] = round(sum(gflop for _, gflop in made) / len(clips), 4)
             with replacing(kept) as tmp, tmp.open("wb") as f:
                 np.save(f, np.stack([pixels(made[i][0]) for i in shown]))
             rows[key] = row
