@@ -54,9 +54,8 @@ class Tokenizer(nn.Module):
         """Steps of the flow decoder as CUDA graphs; `graphs.use` is their switch."""
         self.image_encoder: ImageEncoder | None = None
         """What SemanTok's tokenizers encode with: see :meth:`use_image_encoder`."""
-        self.modulations = Modulations()
-        """Of the schedule that was sampled last."""
-        self.passes = Passes()
+        self.modulations, self.passes = Modulations(), Passes()
+        """Of the schedule that was sampled last, and of all so far."""
         self._device: torch.device | None = None
 
     @property
