@@ -229,6 +229,57 @@ def test_joined_recordings(tmp_path: Path, codec: str) -> None:
     assert all(min(abs(f - b) for b in beeps) <= FRAME for f in flashes)
 
 
+@pytest.mark.parametrize("codec", ["aac", "ac3"])
+@pytest.mark.parametrize(
+    ("shift", "part"),
+    # s by which the second clock begins after the end of the first; how much of it is cut off
+    [(-0.3, 0.0), (-0.6, 0.0), (-0.6, 0.1), (-0.8, 0.1), (-0.6, 0.33), (0.6, 0.1), (800.0, 0.1)],
+)
+def test_recordings_joined_with_an_overlap_or_a_gap(
+    tmp_path: Path, codec: str, shift: float, part: float
+) -> None:
+    """Pictures went on behind those before, sound was cut to its own clock: up to 0.6 s apart."""
+    begin = 2.6 + shift
+    later = begin + 2.2, begin + 3.8  # behind a key frame
+    first = recording(tmp_path / "a.ts", codec, until=2.6, moments=(1.6,))
+    other = recording(
+        tmp_path / "b.ts", codec, pictures=begin, sound=begin, until=begin + 5, moments=later
+    )
+    data, both = other.read_bytes(), tmp_path / "both.ts"
+    both.write_bytes(first.read_bytes() + data[int(len(data) * part) // 188 * 188 :])
+    problems: list[str] = []
+    frames = read_frames(both, fps=FPS, on_problem=problems.append)
+    write_video(tmp_path / "out.mp4", frames, FPS, audio_from=both, on_problem=problems.append)
+    flashes, beeps = moments(tmp_path / "out.mp4")
+    assert len(flashes) == 3 and flashes[0] == pytest.approx(1.6, abs=FRAME)
+    assert flashes[2] - flashes[1] == pytest.approx(1.6, abs=FRAME)
+    assert all(min(abs(f - b) for b in beeps) <= FRAME for f in flashes)
+    if shift == 0.6:  # one clock, which stays
+        # The muxer moves a recording of reordered frames by two.
+        assert flashes[1] == pytest.approx(later[0], abs=3 * FRAME)
+    told = [p for p in problems if "jumps ahead" in p]
+    assert len(told) == (shift > 600) and all(", at 2.5" in p for p in told)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.ts", "aac"), ("a.mpg", "mp2"), ("a.mkv", "aac")])
+def test_joined_recordings_from_a_later_moment_on(tmp_path: Path, name: str, codec: str) -> None:
+    """In a program stream another part's picture came, or "past the clip's end"."""
+    picture: Any = {"picture_codec": "mpeg2video", "bf": "0"} if name == "a.mpg" else {}
+    parts = [
+        recording(tmp_path / f"{i}{name}", codec, until=4.0, moments=times, **picture)
+        for i, times in enumerate([(1.6, 3.0), (2.4,)])
+    ]
+    both = tmp_path / name
+    both.write_bytes(b"".join(part.read_bytes() for part in parts))
+    whole = [frame.mean() > 128 for frame in read_frames(both, fps=FPS)]
+    assert sum(whole) == 15
+    for start in (1.2, 2.0, 2.8, 3.2, 4.4, 6.0, 6.5):
+        here = [frame.mean() > 128 for frame in read_frames(both, fps=FPS, start=start)]
+        rest = whole[round(start * FPS) :]
+        assert abs(len(here) - len(rest)) <= 1
+        assert all(a == b for a, b in zip(here, rest, strict=False))
+
+
 def test_sound_without_pictures_begins_with_the_video(tmp_path: Path) -> None:
     source = encode(tmp_path / "song.mp3", [], sound=("libmp3lame", 44100, 1.0))
     write_video(tmp_path / "out.mp4", [flat(3)] * 10, 10, audio_from=source)

@@ -17,7 +17,18 @@ from av.sidedata.sidedata import Type
 
 from .frames import VideoError, fit_frame
 from .pixels import Chain, Converter, deinterlaced
-from .shots import JUMP, MAX_PIXELS, Matrix, Problem, Shot, Size, check_pixels, upright
+from .shots import (
+    JUMP,
+    MAX_PIXELS,
+    Line,
+    Matrix,
+    Problem,
+    Shot,
+    Size,
+    check_pixels,
+    seconds,
+    upright,
+)
 
 # Of FFmpeg's formats, those that hold pictures or sound themselves. Playlists, lists of files and
 # patterns (hls, dash, concat, image2 ...) would read what a stranger's file names; and FFmpeg
@@ -30,6 +41,9 @@ _FORMATS = (
     "mp3,aac,ac3,eac3,flac,wav,w64,aiff,au,caf,amr,ape,wv,tta,dts,truehd,opus"
 )
 _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+# Recordings joined byte by byte are single files of these formats, whose clock runs back then: a
+# time is found by reading up to it (hundreds of megabytes a second).
+_JOINED = ("mpeg", "mpegts")
 _FAILURES = 8  # in a row: demuxing goes on behind a damaged stretch, but not forever
 
 
@@ -78,16 +92,17 @@ def video_stream(container: av.container.InputContainer, file: Path) -> Any:
 
 
 def av_frames(
-    container: av.container.InputContainer,
     stream: Any,
+    packets: Callable[[], Iterator[Any]],
     problem: Problem = lambda kind, where: None,
     where: Any = lambda: "",
 ) -> Iterator[Any]:
-    """The frames of pictures or sound that can be decoded; damage is told to `problem`."""
+    """The frames of pictures or sound that can be decoded; damage is told to `problem`. `packets`
+    gives the stream's packets, and after a failure those behind it."""
     failures, decode = 0, _decoder(stream, problem)
     while failures < _FAILURES:
         try:
-            for packet in container.demux(stream):
+            for packet in packets():
                 try:
                     yield from decode(packet)
                     failures = 0
@@ -115,32 +130,46 @@ def _decoder(stream: Any, problem: Problem) -> Callable[[Any], list[Any]]:
     return context.decode
 
 
+def on_line(
+    container: av.container.InputContainer, stream: Any, line: Callable[[av.Packet], None]
+) -> Iterator[av.Packet]:
+    """The stream's packets from where the container is, moved by `line`."""
+    for packet in container.demux(stream):
+        line(packet)
+        yield packet
+
+
+def _from_key(packets: Iterator[av.Packet], time: float) -> Iterator[av.Packet]:
+    """Those from the last key frame at `time` or before it on."""
+    held: list[av.Packet] = []
+    for packet in packets:
+        shown = seconds(packet, packet.pts)
+        if packet.is_keyframe and shown is not None and shown <= time:
+            held = []
+        held.append(packet)
+        if (seconds(packet, packet.dts) or -math.inf) > time:
+            break
+    yield from held
+    yield from packets
+
+
 class Clock:
-    """The times of frames in seconds since the first one. Where the file's clock runs back (joined
-    recordings) it goes on behind the frame before."""
+    """The times of frames in seconds since the first one; they do not run back."""
 
     def __init__(self, zero: float, period: float) -> None:
         self.zero, self.period, self.time = zero, period, -period
-        self._left: float | None = None  # the clock before it ran back
         self._latest, self._faults = [-math.inf] * 2, [0, 0]  # of pts and dts
 
     def __call__(self, frame: av.VideoFrame) -> float:
-        stamp, expected = self._stamp(frame), self.time + self.period
-        time = expected if stamp is None else stamp - self.zero
-        if stamp is not None and time > expected + JUMP and self._left is not None:
-            if 0 < stamp - self._left < JUMP:  # decoders mix the frames on either side of a joint
-                self._left, time = stamp, expected
-        elif time < self.time:
-            self._left = self.time + self.zero
-            self.zero += time - expected
-            time = expected
-        self.time = time
-        return time
+        stamp = self._stamp(frame)
+        # Decoders mix the frames on either side of a joint.
+        self.time = max(self.time, self.time + self.period if stamp is None else stamp - self.zero)
+        return self.time
 
     def _stamp(self, frame: av.VideoFrame) -> float | None:
         """In seconds. AVI keeps no times of reordered frames: those that FFmpeg guesses run back
         again and again. Then the packets' are taken, as its own programs do."""
-        times = _seconds(frame, frame.pts), _seconds(frame, frame.dts)
+        times = seconds(frame, frame.pts), seconds(frame, frame.dts)
         for i, time in enumerate(times):
             if time is not None:
                 self._faults[i] += 0 <= self._latest[i] - time < JUMP
@@ -149,22 +178,31 @@ class Clock:
         return times[packets]
 
 
-def picture_zeros(file: Path) -> Generator[float, None, None]:
+def picture_zero(file: Path) -> float | None:
     """The time, in seconds on the file's clock, that is zero to :func:`av_shots`: of the first
-    picture that can be shown; then, for joined recordings, of each later one. Nothing for a file
-    without pictures."""
+    picture that can be shown. None for a file without pictures."""
     with open_av(file) as container:
         try:
             stream = video_stream(container, file)
         except VideoError:
+            return None
+        line = Line(period=1 / frame_rate(stream))
+        first = next(av_frames(stream, partial(on_line, container, stream, line)), None)
+        return None if first is None else _zero(first, stream)
+
+
+def picture_moves(file: Path) -> Generator[tuple[int, float], None, None]:
+    """(where a packet of the pictures begins in the file, by how many seconds :func:`av_shots`
+    moves it back), in order."""
+    with open_av(file) as container:
+        if "mp4" in container.format.name:  # it has one clock, and pieces in any order
             return
-        clock = None
-        for frame in av_frames(container, stream):
-            clock = clock or Clock(_zero(frame, stream), 1 / frame_rate(stream))
-            first, before = clock.time < 0, clock.zero
-            clock(frame)
-            if first or before - clock.zero > JUMP:
-                yield clock.zero
+        stream = video_stream(container, file)
+        line = Line(period=1 / frame_rate(stream))
+        with contextlib.suppress(FFmpegError):
+            for packet in on_line(container, stream, line):
+                if packet.pos is not None:
+                    yield packet.pos, line.moved
 
 
 def av_shots(
@@ -175,6 +213,7 @@ def av_shots(
     with open_av(file) as container:
         stream = video_stream(container, file)
         clock = Clock(0.0, period := 1 / frame_rate(stream))
+        packets = partial(on_line, container, stream, Line(problem, period))
 
         def near() -> str:
             """Where we are: decoders hold a few frames back."""
@@ -183,7 +222,7 @@ def av_shots(
 
         # Fields of HEVC come one by one, as pictures of half the height.
         whole = iter if stream.codec_context.name == "hevc" else deinterlaced
-        frames = whole(av_frames(container, stream, problem, near))
+        frames = whole(av_frames(stream, packets, problem, near))
         frame = next(frames, None)
         if frame is None:
             raise no_picture(file)
@@ -193,12 +232,19 @@ def av_shots(
         matrix, convert = display_matrix(frame), Converter(stream.codec_context, problem, size)
         if seek and start > 1.0:  # nearer ones are decoded through
             try:
-                container.seek(int((zero + start) / stream.time_base), stream=stream)
-                frames = whole(av_frames(container, stream, problem, near))
+                if container.format.name in _JOINED:
+                    frames = av_frames(
+                        stream, lambda: _from_key(packets(), zero + start), problem, near
+                    )
+                else:
+                    container.seek(int((zero + start) / stream.time_base), stream=stream)
+                    packets = partial(on_line, container, stream, Line(problem, period))
+                    frames = av_frames(stream, packets, problem, near)
+                frames = whole(frames)
                 frame = next(frames, None)
             except FFmpegError:
                 frame = None
-            landed = None if frame is None else _seconds(frame, frame.pts)
+            landed = None if frame is None else seconds(frame, frame.pts)
             if landed is None or landed > zero + start:
                 yield from av_shots(file, start, problem, size, seek=False)
                 return
@@ -219,14 +265,8 @@ def av_shots(
             problem("the picture ends earlier than the file says", f"at {time + duration:.2f} s")
 
 
-def _seconds(frame: av.VideoFrame, time: int | None) -> float | None:
-    if time is None or frame.time_base is None:
-        return None
-    return float(time * frame.time_base)
-
-
 def _zero(first: av.VideoFrame, stream: Any) -> float:
-    stamp = _seconds(first, first.pts)
+    stamp = seconds(first, first.pts)
     return float((stream.start_time or 0) * stream.time_base) if stamp is None else stamp
 
 

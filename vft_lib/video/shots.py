@@ -1,5 +1,5 @@
-"""What videos and images have in common as sources: pictures that stay on screen for a while, how
-large they may be, and which way is up."""
+"""What sources of pictures and sound have in common: pictures that stay on screen for a while, how
+large they may be, which way is up, and one line of time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Problem = Callable[[str, str], None]
 """(kind of damage, where): each kind is told once, with the first place."""
 
 HELD = 600.0  # s; a picture on screen for longer is a damaged clock's doing
-JUMP = 0.5  # s; where a clock runs back by more, recordings were joined
+JUMP = 0.5  # s; by more no file's clock is out because pictures are reordered
+_BACK = 0.05  # s; where the packets' clock runs back by more, recordings were joined
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a small file can claim any size
 LARGE = 1 << 22  # pixels; a larger picture is made smaller as it is read, not after it
 
@@ -45,6 +46,53 @@ def pyav(file: PathLike) -> Any:
             f"{file} is read or written as a video, which needs PyAV: pip install av."
         ) from error
     return av
+
+
+def seconds(timed: Any, time: int | None) -> float | None:
+    """`time` in units of a packet's or frame's own, as seconds."""
+    return None if time is None or timed.time_base is None else float(time * timed.time_base)
+
+
+class Line:
+    """Moves the times of a stream's packets, given in the order of the file, to one line of time:
+    where the file's clock runs back (joined recordings) or leaps, they go on behind the packet
+    before."""
+
+    def __init__(self, problem: Problem = lambda kind, where: None, period: float = 0.02) -> None:
+        self.moved = 0.0  # s; how far back packets are moved
+        self._problem, self._period = problem, period
+        self._first: float | None = None
+        self._latest: float | None = None
+        self._shown = False
+        self._length = period
+
+    def __call__(self, packet: Any) -> None:
+        if packet.time_base is None:
+            return
+        shown = packet.dts is None  # then there is the time of a picture only, reordered or not
+        if shown != self._shown:
+            self._shown, self._latest = shown, None  # another kind of time
+        back = JUMP if shown else max(2.5 * self._period, _BACK)
+        time = seconds(packet, packet.pts if shown else packet.dts)
+        if time is not None:
+            time -= self.moved
+            self._first = time if self._first is None else self._first
+            if self._latest is not None and not -back <= time - self._latest < HELD:
+                if time > self._latest:
+                    where = f"at {self._latest - self._first:.2f} s by"
+                    self._problem("the clock jumps ahead", f"{where} {time - self._latest:.0f} s")
+                self.moved += time - self._latest - self._length
+                time = self._latest + self._length
+            length = seconds(packet, packet.duration) or 0.0
+            self._latest, self._length = time, length if 0 < length < JUMP else self._period
+        move(packet, self.moved)
+
+
+def move(packet: Any, back: float) -> None:
+    """Let it come `back` seconds earlier."""
+    ticks = round(back / packet.time_base) if packet.time_base else 0
+    packet.pts = None if packet.pts is None else packet.pts - ticks
+    packet.dts = None if packet.dts is None else packet.dts - ticks
 
 
 def check_pixels(height: int, width: int, file: Path) -> None:

@@ -6,17 +6,19 @@ that begins later, or pauses, is preceded by silence.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from fractions import Fraction
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .shots import HELD, JUMP, Problem, pyav
+from .shots import HELD, JUMP, Line, Problem, move, pyav, seconds
 
 if TYPE_CHECKING:
     import av
@@ -37,9 +39,9 @@ def sound_packets(file: Path, out: av.container.OutputContainer, problem: Proble
     yet, then yield its packets; neither where `file` has no sound. Damage that is skipped is told
     to `problem`. Raises ValueError or FFmpeg's error where no more sound can be had."""
     pyav(file)
-    from .av_in import open_av, picture_zeros
+    from .av_in import open_av, picture_moves, picture_zero
 
-    with open_av(file) as source, closing(picture_zeros(file)) as zeros:
+    with open_av(file) as source, closing(picture_moves(file)) as moves:
         if not source.streams.audio:
             return
         tracks: list[Any] = [
@@ -50,7 +52,8 @@ def sound_packets(file: Path, out: av.container.OutputContainer, problem: Proble
         if not tracks:
             raise ValueError("there is no decoder for it here, or too little of it")
         track = tracks[0]  # phones put sound that few can decode beside ordinary AAC
-        clock = _Clock(zeros)
+        zero = picture_zero(file)
+        clock = _Clock(zero, None if zero is None else moves)
         if _as_it_is(track, clock.zero):
             yield from _copied(source, track, out, clock)
         else:
@@ -59,22 +62,40 @@ def sound_packets(file: Path, out: av.container.OutputContainer, problem: Proble
 
 class _Clock:
     """A file's times -> seconds since the first picture. Where its clock runs back (joined
-    recordings) or far ahead, sound goes on where the pictures do."""
+    recordings) or far ahead, sound is moved as the pictures are."""
 
-    def __init__(self, zeros: Iterator[float]) -> None:
-        self._zeros = zeros
-        self.zero = next(zeros, None)  # None: no pictures; the sound's own beginning
-        self._pictures = self.zero is not None
-        self.end: float | None = None  # of what came last
+    def __init__(self, zero: float | None, moves: Iterator[tuple[int, float]] | None) -> None:
+        """`zero`: when the first picture is shown. `moves`: see `picture_moves`. None each for a
+        file without pictures."""
+        self.zero, self.end = zero, None  # type: float | None, float | None  # of what came last
+        self._moves, self._own = moves, Line()
+        self._here, self._ahead = 0.0, (-1, 0.0)  # of the pictures before a packet and behind it
+        self._next: float | None = None  # when the next packet is due
+
+    def move(self, packet: av.Packet) -> None:
+        """Bring a packet's times to the line of time that the pictures are on."""
+        if self._moves is None:
+            self._own(packet)
+            return
+        if packet.pos is not None:
+            while self._ahead[0] <= packet.pos:
+                self._here = self._ahead[1]
+                self._ahead = next(self._moves, (sys.maxsize, self._here))
+        # Between the last picture of one recording and the first of the next: to which of the two
+        # it belongs shows in what it follows.
+        time, moved = seconds(packet, packet.dts), self._here
+        if time is not None:
+            due = time - moved if self._next is None else self._next
+            moved = min((moved, self._ahead[1]), key=lambda m: abs(time - m - due))
+            self._next = time - moved + (seconds(packet, packet.duration) or 0.0)
+        move(packet, moved)
 
     def __call__(self, time: float | None, length: float) -> float:
-        """When something begins that begins at `time` in the file and lasts for `length`."""
+        """When something begins that begins at `time` on that line and lasts for `length`."""
         end = self.end or 0.0
         time = (self.zero or 0.0) + end if time is None else time
         if self.zero is None:
             self.zero = time
-        if self.end is not None and time - self.zero < end - JUMP:
-            self.zero = next(self._zeros, self.zero if self._pictures else time - end)
         if self.end is not None and abs(time - self.zero - end) > HELD:
             self.zero = time - end
         self.end = time - self.zero + length
@@ -95,12 +116,14 @@ def _as_it_is(track: Any, zero: float | None) -> bool:
 
 
 def _copied(source: Any, track: Any, out: Any, clock: _Clock) -> Packets:
+    from .av_in import on_line
+
     if hasattr(out, "add_stream_from_template"):
         copy = out.add_stream_from_template(track)
     else:  # PyAV < 14
         copy = out.add_stream(template=track)
     latest = None
-    for packet in source.demux(track):
+    for packet in on_line(source, track, clock.move):
         if packet.pts is None or packet.dts is None:
             continue
         if packet.is_discard and latest is not None:  # cut out by an edit list
@@ -120,13 +143,13 @@ def _copied(source: Any, track: Any, out: Any, clock: _Clock) -> Packets:
 def _encoded(source: Any, track: Any, out: Any, clock: _Clock, problem: Problem) -> Packets:
     import av
 
-    from .av_in import av_frames
+    from .av_in import av_frames, on_line
 
     def tell(kind: str, where: str) -> None:
         if clock.end is not None and clock.end >= 0:  # recordings begin within a packet
             problem(kind, f"at {clock.end:.2f} s")
 
-    frames = av_frames(source, track, tell)
+    frames = av_frames(track, partial(on_line, source, track, clock.move), tell)
     first = next(frames, None)
     if first is None:
         raise ValueError("nothing of it can be decoded")

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def probe(path: PathLike) -> VideoInfo:
         return VideoInfo(w, h, 1.0, 1, None, degrees(turn), False, alpha, mirrored(turn))
     with av_in.open_av(file) as container:
         stream = av_in.video_stream(container, file)
-        frame = next(av_in.av_frames(container, stream), None)
+        frame = next(av_in.av_frames(stream, partial(container.demux, stream)), None)
         if frame is None:
             raise av_in.no_picture(file)
         duration = (container.duration or 0) / av.time_base
