@@ -137,7 +137,7 @@ def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
         raise VftError(f"--memory {args.memory:g}: give gigabytes, more than 0")
     device, dtype = device_and_dtype(args)
     tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=dtype)
-    dino, encoding = getattr(args, "dino", None), args.command in ("demo", "encode")
+    dino, encoding = getattr(args, "dino", None), args.command in ("demo", "encode", "eval")
     if dino or (encoding and tokenizer.config.encoder.reads_images):
         from ..image_features import PUBLISHED
         from ..models.loading import load_image_encoder

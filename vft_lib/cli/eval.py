@@ -7,14 +7,27 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import answer, device_of, note, number, shard_of
+from ..errors import VftError
+from .common import (
+    add_dino_option,
+    add_resource_options,
+    answer,
+    device_of,
+    load_tokenizer_for,
+    note,
+    number,
+    seed_number,
+    shard_of,
+)
 
 if TYPE_CHECKING:
     import torch
 
+    from ..scoring.generate import Words
     from ..scoring.protocol import Protocol
     from ..scoring.score import Scorer
     from ..scoring.sources import Share
+    from ..tokenizer.tokenizer import Tokenizer
 
 
 def add_eval_parser(commands: Any) -> None:
@@ -27,11 +40,50 @@ def add_eval_parser(commands: Any) -> None:
     p.add_argument("fake", metavar="FAKE", help="folder; clips of equal names are pairs")
     p.add_argument("--captions", type=Path, help="lines of clip<TAB>caption, for the text score")
     _add_protocol(p)
+    p = steps.add_parser("reconstruct", help="a tokenizer at every budget, codecs beside it")
+    p.set_defaults(func=_reconstruct)
+    p.add_argument("clips", metavar="CLIPS", help="folder of clips, or `world`")
+    p.add_argument("--no-codecs", action="store_true", help="without H.264 and AV1")
+    _add_model(p)
+    _add_protocol(p)
+    p = steps.add_parser("generate", help="a prior's clips from captions, against real ones")
+    p.set_defaults(func=_generate)
+    p.add_argument("--prior", default="default", metavar="NAME|PATH")
+    p.add_argument(
+        "--real", required=True, metavar="CLIPS", help="folder of real clips, or `world`"
+    )
+    p.add_argument(
+        "--captions", required=True, metavar="FILE",
+        help="one a line, or clip<TAB>caption; `world`: of the procedural world's clips",
+    )  # fmt: skip
+    p.add_argument("--by-class", action="store_true", help="the captions are names of classes")
+    p.add_argument("--umt5", metavar="NAME|PATH", help="for published text priors")
+    p.add_argument("--count", type=int, metavar="N", help="clips written at each budget")
+    _add_model(p)
+    _add_protocol(p)
     p = steps.add_parser("table", help="several results in one table and plot, if they compare")
     p.set_defaults(func=_table)
     p.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json")
     p.add_argument("--out", type=Path, required=True, metavar="DIR")
     p.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_model(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--tokenizer", default="default", metavar="NAME|PATH")
+    p.add_argument(
+        "--dtype", default="auto", choices=("float32", "bfloat16", "float16", "auto"),
+        help="auto: bfloat16 (float16 on cards without it) on a GPU, else float32",
+    )  # fmt: skip
+    p.add_argument("--budgets", type=int, nargs="+", metavar="K", help="default: powers of two")
+    p.add_argument(
+        "--reference", choices=("raw", "autoencoder"),
+        help="compare with the clips, or with what the autoencoder alone makes of them",
+    )  # fmt: skip
+    p.add_argument("--steps", type=int, metavar="N", help="of the flow decoder")
+    p.add_argument("--guidance", type=number, metavar="G", help="of the flow decoder; 1: none")
+    p.add_argument("--seed", type=seed_number, metavar="S", help="0")
+    add_dino_option(p)
+    add_resource_options(p)
 
 
 def _add_protocol(p: argparse.ArgumentParser) -> None:
@@ -148,6 +200,76 @@ def _compare(args: argparse.Namespace) -> None:
         places={"real": _place(args.real), "fake": _place(args.fake)},
     )  # fmt: skip
     _finish(args, results, protocol)
+
+
+def _reconstruct(args: argparse.Namespace) -> None:
+    from ..measure.codecs import available
+    from ..scoring.reconstruct import reconstruct
+    from ..scoring.sources import open_source
+
+    args.device = str(_device(args))
+    tokenizer = load_tokenizer_for(args)
+    protocol = _protocol(args, **_own(tokenizer))
+    source = open_source(args.clips, protocol, note, args.ids, args.limit)
+    budgets = sorted({tokenizer.check_budget(k) for k in args.budgets or tokenizer.config.budgets})
+    scorer = _scorer(args, protocol, tokenizer.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = reconstruct(
+        tokenizer, source, scorer, args.out, note, budgets=budgets, share=_share(args),
+        codecs=() if args.no_codecs else available(), place=_place(args.clips),
+    )  # fmt: skip
+    _finish(args, results, protocol)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from ..scoring.generate import Prompts, generate
+    from ..scoring.sources import WORLD, World, open_source, read_captions
+    from .prior import load_prior_for
+
+    args.device = str(_device(args))
+    tokenizer = load_tokenizer_for(args)
+    prior = load_prior_for(args).bind(tokenizer)
+    protocol = _protocol(args, **_own(tokenizer))
+    source = open_source(args.real, protocol, note, args.ids, args.limit)
+    if args.captions != WORLD:
+        texts = read_captions(Path(args.captions))
+    elif isinstance(source, World):
+        scenes = {clip: source.scene(clip) for clip in source.ids}
+        texts = {k: s.main.motion if args.by_class else s.caption() for k, s in scenes.items()}
+    else:
+        raise VftError("--captions world describes the clips of --real world; name a file")
+    every = {k for k in tokenizer.config.budgets if k <= prior.config.registers}
+    budgets = sorted({prior.check_budget(k) for k in args.budgets or every})
+    scorer = _scorer(args, protocol, tokenizer.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = generate(
+        prior, tokenizer, Prompts(texts, _words(args), args.by_class), source, scorer, args.out,
+        note, budgets=budgets, count=args.count, share=_share(args), place=_place(args.real),
+    )  # fmt: skip
+    _finish(args, results, protocol)
+
+
+def _words(args: argparse.Namespace) -> Words:
+    """How a prior takes texts: as they are, as classes, or as states of umT5."""
+    if args.by_class:
+        return lambda texts: {"class_name": texts}
+    if args.umt5 is None:
+        return lambda texts: {"caption": texts}
+    from ..prior.umt5 import UMT5
+
+    encoder = UMT5(args.umt5)
+
+    def states(texts: list[str]) -> dict[str, Any]:
+        found, mask = encoder(texts)
+        return {"states": found, "mask": mask}
+
+    return states
+
+
+def _own(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the plain protocol takes from a tokenizer."""
+    c = tokenizer.config
+    return {"frames": c.chunk_frames, "size": c.size, "fps": c.fps}
 
 
 def _table(args: argparse.Namespace) -> None:

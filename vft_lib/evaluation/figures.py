@@ -24,9 +24,19 @@ MEASURES = {
     "feature_distance": "feature distance",
     "frechet_frames": "Fréchet distance, frames",
     "frechet_motion": "Fréchet distance, motion",
+    "fvd": "FVD",
+    "fid": "FID (torchvision)",
+    "clipv": "ViCLIP, clip to clip",
+    "text_score": "ViCLIP, clip to caption",
+    "accuracy": "class accuracy",
 }
-SMALLER_IS_BETTER = {"feature_distance", "frechet_frames", "frechet_motion"}
+SMALLER_IS_BETTER = {"feature_distance", "frechet_frames", "frechet_motion", "fvd", "fid"}
 CODECS = {"H.264": ("C1", "s"), "AV1": ("C3", "D")}
+FLAT = {
+    "autoencoder": "autoencoder alone",
+    "raw": "raw clips",
+    "reference": "the reference itself",
+}
 GREYS = ("0.25", "0.45", "0.6", "0.7")
 TILE, GAP, LABEL = 128, 10, 92  # pixels: a frame's side at least, between clips, of a row's label
 
@@ -52,7 +62,7 @@ def plot_curves(sets: dict[str, dict[str, Any]], measures: Sequence[str], path: 
 
 
 def _panel(axis: Axes, of: dict[str, Any], measure: str) -> None:
-    rows, seconds = of["rows"], of["seconds_of_video"]
+    rows, seconds = [r for r in of["rows"] if measure in r], of["seconds_of_video"]
     tokens = [r for r in rows if r["kind"] == "tokens"]
     x = [r["bytes"] / seconds for r in tokens]
     y = [r[measure] for r in tokens]
@@ -76,13 +86,13 @@ def _panel(axis: Axes, of: dict[str, Any], measure: str) -> None:
         if points:
             right = max(right, *(p[0] for p in points))
             axis.plot(*zip(*points), color=colour, marker=marker, ms=5, label=codec, zorder=4)
-    flat = [r for r in rows if r["kind"] in ("autoencoder", "blocks")]
+    flat = [r for r in rows if r["kind"] in FLAT or r["kind"] == "blocks"]
     for i, r in enumerate(flat):
-        ceiling = r["kind"] == "autoencoder"
+        ceiling = r["kind"] in FLAT
         style: dict[str, Any] = {"color": "k", "ls": ":"}
         if not ceiling:
-            style = {"color": GREYS[i - 1], "ls": "--"}
-        text = "autoencoder alone" if ceiling else f"blur, {r['name']}"
+            style = {"color": GREYS[(i - 1) % len(GREYS)], "ls": "--"}
+        text = FLAT[r["kind"]] if ceiling else f"blur, {r['name']}"
         axis.axhline(r[measure], lw=1.3, label=text, zorder=2, **style)
     axis.set_xscale("log", base=2)
     axis.set_xlim(x[0] / 1.6, right * 1.5)

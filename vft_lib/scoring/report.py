@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import VftError
-from ..evaluation.figures import plot_curves
+from ..evaluation.figures import FLAT, plot_curves
+from ..evaluation.figures import MEASURES as TITLES
 from ..files.atomic import write_bytes
 from ..files.untrusted import read_json
 from .protocol import Line, Protocol, text_of
-from .score import TITLES
 
 DIGITS = {"psnr": 2, "ssim": 4, "feature_distance": 4, "clipv": 4, "text_score": 4, "accuracy": 3}
 OF_A_ROW = ("clips", "sets", "sampler", "prior")  # fields of a line that differ from row to row
@@ -101,8 +101,9 @@ def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def title_of(row: dict[str, Any]) -> str:
     kind, name = row["kind"], row["name"]
-    titles = {"autoencoder": "autoencoder alone", "blocks": f"blur, {name}"}
-    return titles.get(kind, name)
+    if kind == "reference":
+        return name
+    return FLAT.get(kind, f"blur, {name}" if kind == "blocks" else name)
 
 
 def subject_of(of: dict[str, Any]) -> str:

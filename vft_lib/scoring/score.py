@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..errors import VftError
 from ..evaluation.curves import FRAME_STEP, mean_interval
+from ..evaluation.figures import MEASURES as TITLES
 from ..evaluation.learned import STRIDES, Features, Frechet, feature_distance
 from ..measure.metrics import psnr, unit_ssim, whole_psnr
 from .networks import Networks
@@ -21,12 +22,6 @@ from .protocol import Line, Protocol, bootstrap_line, enough, frechet_line
 from .sources import Share
 from .store import Store
 
-TITLES = {
-    "psnr": "PSNR (dB)", "ssim": "SSIM", "feature_distance": "feature distance",
-    "frechet_frames": "Fréchet distance, frames", "frechet_motion": "Fréchet distance, motion",
-    "fvd": "FVD", "fid": "FID (torchvision)", "clipv": "ViCLIP, clip to clip",
-    "text_score": "ViCLIP, clip to caption", "accuracy": "class accuracy",
-}  # fmt: skip
 SETS = {"frechet_frames": "lite2.frames", "frechet_motion": "lite2.motion", "fvd": "i3d",
         "fid": "inception"}  # fmt: skip
 PAIRED = ("psnr", "ssim", "feature_distance", "clipv")  # with the reference's own clip
