@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import shutil
+import tarfile
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -19,6 +21,7 @@ import vft_lib
 from shards.conftest import tokenize, write_shards
 from vft_lib.errors import VftError
 from vft_lib.shards.dataset import Index, Order, Shards
+from vft_lib.shards.formats import read_records
 from vft_lib.tokenizer.tokenizer import Tokenizer
 
 
@@ -173,3 +176,50 @@ def test_a_reader_needs_no_more_than_torch_takes(tokens: Path) -> None:
     for batch in loader:
         ids = torch.cat([record.tokens.ids[:, :5] for record in batch])
         assert ids.shape == (len(batch), 5, 8)
+
+
+def npy(header: str, data: bytes = b"") -> bytes:
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + data
+
+
+GOOD = {
+    "clip": 0, "window": 0, "first": 0, "caption": None, "tokenizer": "tiny", "fingerprint": "",
+    "frames": 17, "fps": 8.0, "size": [32, 32], "source_size": None, "fit": "crop", "source": "a",
+}  # fmt: skip
+IDS = npy("{'descr': '<u2', 'fortran_order': False, 'shape': (5, 2), }", bytes(20))
+
+
+def record_file(path: Path, facts: object, ids: bytes) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("0.json", json.dumps(facts).encode()), ("0.ids.npy", ids)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("facts", "ids"),
+    [
+        (GOOD, npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1 << 40, 2), }")),
+        (GOOD, npy("{'descr': '<u2', 'fortran_order': False, 'shape': (10**12, 2), }")),
+        (GOOD, npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1000000000000, 2), }")),
+        (GOOD, npy("{'descr': '|O', 'fortran_order': False, 'shape': (1, 1), }", b"cos\nsystem\n")),
+        (GOOD, npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1, 1), }", bytes(8))),
+        (GOOD, npy("{'descr': '<u2', 'fortran_order': True, 'shape': (5, 2), }", bytes(20))),
+        (GOOD, npy("{'descr': '<u2', 'fortran_order': False, 'shape': (10,), }", bytes(20))),
+        (GOOD, b"\x93NUMPY\x02\x00"), (GOOD, b""), ([], IDS), ("text", IDS),
+        (GOOD | {"fps": 1e9}, IDS), (GOOD | {"frames": -1}, IDS), (GOOD | {"frames": True}, IDS),
+        (GOOD | {"size": [0, 1]}, IDS), (GOOD | {"size": None}, IDS), (GOOD | {"fit": 3}, IDS),
+        (GOOD | {"caption": ["a"]}, IDS), (GOOD | {"source": {}}, IDS), ({"clip": 0}, IDS),
+    ],
+)  # fmt: skip
+def test_records_of_strangers_are_sound_or_refused(
+    tmp_path: Path, facts: object, ids: bytes
+) -> None:
+    (sound,) = read_records(record_file(tmp_path / "good.tar", GOOD, IDS))
+    assert sound.tokens.ids.shape == (1, 5, 2)
+    with pytest.raises(VftError, match="is not a readable shard") as e:
+        list(read_records(record_file(tmp_path / "bad.tar", facts, ids)))
+    assert "\n" not in str(e.value)

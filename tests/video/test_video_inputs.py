@@ -32,7 +32,7 @@ from vft_lib.errors import MAX_MESSAGE, VftError
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 from vft_lib.video.frames import VideoError, fit_frame
-from vft_lib.video.video_in import check_source, probe, read_frames, read_image
+from vft_lib.video.video_in import check_source, probe, read_frames, read_image, shown_size
 from vft_lib.video.video_out import write_video
 from video.test_video_io import encode, flat, indices
 
@@ -457,3 +457,18 @@ def test_arguments_out_of_range_are_told(tmp_path: Path) -> None:
 def test_a_frame_rate_of_fractions_is_kept(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.mp4", [flat(i) for i in range(5)], rate=Fraction(24000, 1001))
     assert probe(path).fps == pytest.approx(23.976, abs=1e-3)
+
+
+def test_the_size_alone_is_the_one_that_all_facts_hold(tmp_path: Path) -> None:
+    frames = [Image.fromarray(frame) for frame in moving_picture(4, 40, 64)]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    frames[0].save(tmp_path / "turned.jpg", exif=turned)
+    frames[0].save(tmp_path / "moves.webp", save_all=True, append_images=frames[1:], duration=125)
+    write_video(tmp_path / "clip.mp4", moving_picture(5, 40, 64), 8)
+    sizes = {}
+    for path in tmp_path.iterdir():
+        info = probe(path)
+        sizes[path.name] = shown_size(path)
+        assert sizes[path.name] == (info.height, info.width)
+    assert sizes == {"turned.jpg": (64, 40), "moves.webp": (40, 64), "clip.mp4": (40, 64)}

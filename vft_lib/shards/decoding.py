@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import VftError, one_line
-from ..video.video_in import probe, read_frames
+from ..video.video_in import probe, read_frames, shown_size
 from .plan import Settings
 from .sources import Clip
 
@@ -261,12 +261,11 @@ def chunks_of(
             path = (
                 clip.path if clip.length is None else stack.enter_context(_extracted(clip, folder))
             )
-            info = probe(path)
-            fps = s.fps or info.fps
+            fps = s.fps or probe(path).fps
             size = (s.size, s.size)
             most = None if clip.end is None else max(1, round((clip.end - clip.start) * fps))
             facts["facts"] = {
-                "fps": fps, "source_size": (info.height, info.width), "source": clip.name,
+                "fps": fps, "source_size": shown_size(path), "source": clip.name,
             }  # fmt: skip
             frames = read_frames(
                 path, fps=s.fps, size=size, fit=s.fit, max_frames=most, start=clip.start,

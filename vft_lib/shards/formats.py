@@ -85,7 +85,14 @@ def read_records(path: Path, extras: Sequence[str] = ()) -> Iterator[Record]:
     VftError, with one line, for anything but a sound file."""
     try:
         yield from (_read_tar if path.suffix == ".tar" else _read_parquet)(path, extras)
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, EOFError) as e:
+    except (
+        tarfile.TarError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        NotImplementedError,
+    ) as e:
         if isinstance(e, VftError):
             raise
         raise VftError(f"{path} is not a readable shard of tokens: {e}") from None

@@ -180,7 +180,7 @@ def read_shard(folder: Path, unit: int) -> Shard | None:
         shard = _shard(folder, facts)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         raise VftError(f"{path} is not readable ({e}); delete it to have it made again") from None
     return shard if shard.file is None or shard.file.exists() else None
 

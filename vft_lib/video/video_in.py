@@ -104,6 +104,17 @@ def probe(path: PathLike) -> VideoInfo:
         )
 
 
+def shown_size(path: PathLike) -> tuple[int, int]:
+    """(height, width) of a clip as :func:`probe` tells it, without decoding an animated image."""
+    file = check_source(path)
+    image = image_in.open_image(file)
+    if image is None:
+        info = probe(file)
+        return info.height, info.width
+    with closing(image):
+        return upright_size((image.height, image.width), image_in.orientation(image))
+
+
 def read_frames(
     path: PathLike,
     *,
