@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from published import SMALL_VAE, VAE_ID, config_of, tensors_of, write_folder
+from semantok import save_semantok, semantok_config
 from torch import Tensor
 
 from vft_lib import read_video, write_video
 from vft_lib.checkpoints import convert
 from vft_lib.cli.vft import main
+from vft_lib.config.tokenizer import DecoderStep
 from vft_lib.errors import VftError
 from vft_lib.image_features import ImageEncoder, ImageFeatures, image_features
 from vft_lib.models.loading import load_image_encoder, load_tokenizer
@@ -109,6 +111,32 @@ def test_it_decodes_without_an_image_network(
     plain = load_tokenizer("default", device="cpu")
     with pytest.raises(VftError, match="'vft-small' reads no image features"):
         plain.use_image_encoder(NETWORK)
+
+
+def test_frames_that_begin_a_chunk_need_the_network_unless_the_decoder_masks_them(
+    tmp_path: Path,
+) -> None:
+    """Said before any work, with the remedy; else the second chunk found out."""
+    config = semantok_config(width=WIDTH)
+    assert "prefix_masking" in config.decoder.steps
+    steps: tuple[DecoderStep, ...] = ("posemb", "nested_dropout", "null_condition")
+    looks = dataclasses.replace(
+        config, name="looks", decoder=dataclasses.replace(config.decoder, steps=steps)
+    )
+    video = torch.rand(1, 3, 9, 128, 128, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    for c in (config, looks):
+        file = save_semantok(tmp_path / f"{c.name}.safetensors", c)
+        alone, tok = (load_tokenizer(file, device="cpu") for _ in range(2))
+        tok.use_image_encoder(NETWORK)
+        long, short = tok.encode(video), tok.encode(video[:, :, :5])
+        pin = {"first_frame": video[:, :, 0]}
+        for tokens, more in ((long, {}), (short, pin), (short, {})):
+            made = tok.decode(tokens, steps=1, **more)
+            if c is looks and not (tokens is short and not more):
+                with pytest.raises(VftError, match=r"'looks' reads DINOv2 .* `vft decode --dino`"):
+                    alone.decode(tokens, steps=1, **more)
+            else:
+                assert torch.equal(alone.decode(tokens, steps=1, **more), made)
 
 
 def test_each_chunk_of_a_long_clip_is_encoded_on_its_own(

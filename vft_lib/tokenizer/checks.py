@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
+from ..image_features import ImageEncoder
 from ..tokens import Tokens
 
 WIDEST = 2.0  # a value of a clip: what is beyond is no overshoot of [-1,1], but another range
@@ -55,6 +56,22 @@ def given_frames(c: TokenizerConfig, frames: Tensor, batch: int) -> Tensor:
             "frames (of 4 frames each)"
         )
     return frames.expand(batch, -1, -1, -1, -1)
+
+
+def check_pins(
+    c: TokenizerConfig, network: ImageEncoder | None, pinned: bool, chunks: int
+) -> None:  # fmt: skip
+    """VftError where a chunk begins with given frames, the clip's (`pinned`) or one of the chunk
+    before, whose ids are made anew from features, and there is no image network; a decoder that
+    masks those ids needs none."""
+    masked = "prefix_masking" in c.decoder.steps
+    begins = pinned or (chunks > 1 and c.overlap > 0)
+    if begins and network is None and c.encoder.reads_images and not masked:
+        raise VftError(
+            f"tokenizer {c.name!r} reads DINOv2 features of each frame that a chunk begins with (a "
+            "first frame, or the last of the chunk before): decode with `vft decode --dino`; Flow "
+            "Decode in ComfyUI decodes clips of one chunk only, without a first frame"
+        )
 
 
 def check_budget(c: TokenizerConfig, budget: int) -> int:

@@ -23,7 +23,7 @@ from ..tokens import Tokens
 from ..transformer import attention
 from ..transformer.graphs import Compiled, Graphs
 from . import flow
-from .checks import check_budget, check_budgets, check_tokens, check_video, given_frames
+from .checks import check_budget, check_budgets, check_pins, check_tokens, check_video, given_frames
 from .decoder import Decoder
 from .encoder import Encoder
 from .fsq import FSQ
@@ -243,14 +243,14 @@ class Tokenizer(nn.Module):
         self.check_tokens(tokens)
         sampling = (sampling or Sampling()).settled(c.sampling)
         draw = sampling.noise(batch)
-        keep: Sequence[Tensor] | None = None
-        if budgets is not None or tokens.budgets is not None:
-            keep = self._rows(check_budgets(budgets, tokens))
+        differ = budgets is not None or tokens.budgets is not None
+        keep = self._rows(check_budgets(budgets, tokens)) if differ else None
         given = None if first_frame is None else given_frames(c, first_frame, batch)
         begin, last = resume or (0, None)
         if begin and last is not None:
             given = last[:, :, None] if c.overlap else None
         rows = self._rows(tokens.ids)
+        check_pins(c, self.image_encoder, given is not None, len(rows))
         for i, ids in enumerate(rows):
             overlap = c.overlap if i else 0
             noise = draw(c.latent_shape)
