@@ -114,6 +114,27 @@ def test_guidance_follows_the_budget(app: Any, budget: int, scale: float) -> Non
     assert said == f"auto: guidance {scale}"
 
 
+def test_a_workflow_opens_whose_model_file_tells_nothing(app: Any) -> None:
+    """One that is damaged or half downloaded, or as published; it stopped loading the workflow."""
+    app.js(
+        """async () => {
+          const all = await (await fetch("/object_info")).json();
+          for (const [kind, list] of [["VFTLoadPrior", "prior"], ["VFTLoadTokenizer", "tokenizer"]])
+            all[kind].input.required[list][1].vft_models["damaged.safetensors"] = {};
+          app.extensions.find((e) => e.name === "VideoFlexTok").refreshComboInNodes(all);
+        }"""
+    )
+    workflow = written(prior="damaged.safetensors")
+    workflow["nodes"][4]["widgets_values"][0] = "damaged.safetensors"
+    model = {"name": "tokenizer", "type": "VFT_TOKENIZER"}
+    workflow["nodes"][4]["outputs"] = [{**model, "links": [4]}]
+    workflow["nodes"][3]["inputs"] = [{**model, "link": 4}]
+    workflow["links"].append([4, 5, 0, 4, 0, "VFT_TOKENIZER"])
+    app.open(workflow)
+    assert part(app, 2, "auto") == "auto: guidance · temperature · frames"
+    assert part(app, 4, "auto") == "auto: steps · guidance"
+
+
 def test_another_model_is_another_budget(app: Any) -> None:
     """The list as the key R brings it, and then a choice in it."""
     app.open(written())

@@ -15,7 +15,8 @@ export function noteModels(definition) {
 }
 
 /** The facts of the model that reaches the input `name` of `node`; undefined if another node than a
- * loader gives it, or one whose own choice comes from elsewhere. */
+ * loader gives it, or one whose own choice comes from elsewhere; if its file tells none (damaged,
+ * half downloaded, or as published). */
 export function modelOf(node, name) {
   const loader = sourceOf(node, name);
   const list = LOADERS[loader?.comfyClass];
@@ -23,5 +24,6 @@ export function modelOf(node, name) {
   const slot = loader.findInputSlot(list);
   if (slot >= 0 && loader.isInputConnected(slot)) return undefined;
   const file = loader.widgets.find((w) => w.name === list).value;
-  return known[list]?.[file] ?? known[list]?.[String(file).replaceAll("\\", "/")];
+  const facts = known[list]?.[file] ?? known[list]?.[String(file).replaceAll("\\", "/")];
+  return facts?.registers ? facts : undefined;
 }
