@@ -37,6 +37,7 @@ from vft_lib import load_tokenizer
 from vft_lib.autoencoder.vae import VideoAutoencoder
 from vft_lib.checkpoints.checkpoint import save_vae
 from vft_lib.clips.stream import encode_file
+from vft_lib.shards.dataset import Shards
 from vft_lib.tokens import Tokens
 from vft_lib.train.presets import PRESETS
 from vft_lib.video.video_in import read_frames
@@ -270,6 +271,11 @@ def cases(folder: Path) -> Iterator[tuple[list[Case], Starter]]:
     tokenizer = load_tokenizer(tiny, device="cpu")
     encode_file(tokenizer, clip).save(tokens)
     model = ["--tokenizer", str(tiny), "--device", "cpu"]
+    clips = folder / "clips"
+    clips.mkdir()
+    for i in range(8):
+        write_video(clips / f"{i}.mp4", moving_picture(9 + 8 * i, 32, 32), 8)
+    (clips / "broken.mp4").write_bytes(b"no clip")
     published = write_folder(folder / "src", config_of("options"), tensors_of("options"))
     train = [
         "--preset",
@@ -303,6 +309,9 @@ def cases(folder: Path) -> Iterator[tuple[list[Case], Starter]]:
         every = [
             Case("encode", ["encode", str(clip), "-o", "{out}/t.vft", *model], "t.vft",
                  loads=lambda out: Tokens.load(out / "t.vft")),
+            Case("tokenize", ["tokenize", str(clips), "--out", "{out}/tokens", "--resume",
+                              "--clips-per-shard", "2", "--workers", "1", *model],
+                 loads=lambda out: [record.tokens for record in Shards(out / "tokens")]),
             Case("truncate", ["truncate", str(tokens), "-k", "3", "-o", "{out}/u.vft"], "u.vft",
                  loads=lambda out: Tokens.load(out / "u.vft")),
             Case("decode", ["decode", str(tokens), "-o", "{out}/c.mp4", *model, "--resume",

@@ -10,6 +10,6 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="fork and SIGKILL")
-@pytest.mark.parametrize("command", ["encode", "decode", "convert", "download"])
+@pytest.mark.parametrize("command", ["encode", "tokenize", "decode", "convert", "download"])
 def test_killed_commands_leave_no_half_file(command: str) -> None:
     assert kills.main(["--kills", "3", "--only", command]) == 0
