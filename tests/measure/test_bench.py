@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from functools import partial
 
 import pytest
 import torch
 
 from vft_lib.cli.vft import main
-from vft_lib.config.tokenizer import TokenizerConfig
+from vft_lib.config.tokenizer import TokenizerConfig, TransformerConfig, VAEConfig
+from vft_lib.errors import VftError
 from vft_lib.measure import bench
 from vft_lib.models.loading import load_tokenizer
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.transformer.attention import Layout, attend
 
@@ -101,3 +105,27 @@ def test_the_command_prints_every_stage(capsys: pytest.CaptureFixture[str]) -> N
 def test_an_unknown_size_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "d99", "--device", "cpu"]) == 2
     assert "no size 'd99'; choose among default, k600" in capsys.readouterr().err
+
+
+def test_options_cost_what_their_passes_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted from one step and two; a whole run of ten steps, guided at five, costs the same."""
+    small = dataclasses.replace(
+        bench.published("k600"), size=32,
+        vae=VAEConfig(8, (1, 1, 2, 2), 1, 1, 4),
+        decoder=dataclasses.replace(
+            bench.published("k600").decoder, trunk=TransformerConfig(128, 2, modulation_kinds=2)
+        ),
+    )  # fmt: skip
+    monkeypatch.setattr(bench, "published", lambda _: small)
+    option = Sampling(10, 3.0, interval=(0.0, 0.5))
+    monkeypatch.setattr(bench, "OPTIONS", {"all": Sampling(10, 3.0), "half": option})
+    every, half = bench.count_options("k600", 4)
+    assert (every.passes, half.passes) == (20, 15)
+    with torch.device("meta"):
+        tok = Tokenizer(small, "made-up").eval().requires_grad_(False)
+    ids, noise = torch.zeros(1, 5, 4, dtype=torch.int64), torch.zeros(1, *small.latent_shape)
+    for row, sampling in ((every, Sampling(10, 3.0)), (half, option)):
+        flops = bench.operations(partial(tok.sample_latents, ids, noise, sampling))
+        assert row.sampler_tflop == pytest.approx(flops / 1e12, rel=1e-9)
+    with pytest.raises(VftError, match="k600, d28"):
+        bench.count_options("default", 4)

@@ -32,6 +32,10 @@ def add_bench_parser(commands: Any) -> None:
         help="auto: bfloat16 (float16 on cards without it) on a GPU, else float32",
     )  # fmt: skip
     bench.add_argument("--attention", default="auto", help="auto (default), sdpa, xformers or flex")
+    bench.add_argument(
+        "--count", type=int, metavar="K",
+        help="count the passes and operations of sampler options at budget K (k600, d28) instead",
+    )  # fmt: skip
     bench.add_argument("--repeat", type=int, default=3, metavar="N", help="the best of N runs")
     bench.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -52,9 +56,21 @@ def _gpu_check(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> None:
     import torch
 
-    from ..measure.bench import run_bench
+    from ..measure.bench import count_options, run_bench
     from ..models.loading import usual_dtype
 
+    if args.count is not None:
+        found = [row for size in args.sizes or ["d28"] for row in count_options(size, args.count)]
+        lines = [
+            f"operations of a chunk at k = {args.count}",
+            f"{'size':8}{'option':34}{'passes':>8}{'sampler TFLOP':>15}{'autoencoder TFLOP':>19}",
+        ]
+        lines += [
+            f"{r.size:8}{r.option:34}{r.passes:8}{r.sampler_tflop:15.1f}{r.autoencoder_tflop:19.1f}"
+            for r in found
+        ]
+        answer(args, "\n".join(lines), {"rows": [dataclasses.asdict(r) for r in found]})
+        return
     device = device_of(args) or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = usual_dtype(device) if args.dtype == "auto" else getattr(torch, args.dtype)
     rows, facts = run_bench(

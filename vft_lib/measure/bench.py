@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..config.prior import PriorConfig
+from ..config.sampling import UNMEASURED
 from ..config.tokenizer import (
     DecoderConfig,
     EncoderConfig,
@@ -35,8 +36,19 @@ from ..tokenizer.flow import Schedule
 from ..tokenizer.parts import Progress
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
+from ..tokenizer.velocity import Modulations
 
 SIZES = ("default", "k600", "d28", "prior-d16")
+PUBLISHED = {"k600": (128, 18, 1), "d28": (256, 28, 2)}  # pixels, depth, patch
+OPTIONS = {
+    "30 steps, guided": Sampling(30, 3.0),
+    "30 steps, guided from 0 to 0.5": Sampling(30, 3.0, interval=(0.0, 0.5)),
+    "15 steps, guided": Sampling(15, 3.0),
+    "30 steps, not guided": Sampling(30, 1.0),
+    "4 steps, not guided": Sampling(4, 1.0),
+    "draft: 2 steps, guided": Sampling(2, 3.0),
+    "1 step, not guided": Sampling(1, 1.0),
+}  # reuse is not among them: how many passes it leaves out depends on the weights
 BUDGETS = (1, 4, 16, 64, 256)
 MODULATED = 30  # steps whose modulation is measured; it is computed once for a schedule
 PRIOR_IDS = 32  # ids written to measure a prior
@@ -58,7 +70,7 @@ class Row:
 
 def published(size: str) -> TokenizerConfig:
     """A published architecture: 256 patches and 256 registers a latent frame."""
-    pixels, depth, patch = {"k600": (128, 18, 1), "d28": (256, 28, 2)}[size]
+    pixels, depth, patch = PUBLISHED[size]
     grid, patches = (5, pixels // 8, pixels // 8), (1, patch, patch)
     tall = PosembConfig(tuple(n // p for n, p in zip(grid, patches)))
     return TokenizerConfig(
@@ -122,6 +134,49 @@ def run_bench(
         "peak_memory_gb": round(peak_memory(device) / 1e9, 2),
     }  # fmt: skip
     return rows, facts
+
+
+@dataclass(frozen=True)
+class Counted:
+    """An option of the sampler for one chunk: passes of the flow decoder, and trillions of
+    floating-point operations of the sampler, and of the autoencoder behind it."""
+
+    size: str
+    option: str
+    passes: int
+    sampler_tflop: float
+    autoencoder_tflop: float
+
+
+def count_options(size: str, budget: int) -> list[Counted]:
+    """What OPTIONS cost, exactly: counted on `meta`, where nothing is computed. A step costs the
+    same at every time, so one is counted with guidance and one without."""
+    if size not in PUBLISHED:
+        raise VftError(f"options are counted for {', '.join(PUBLISHED)}; got {size!r}")
+    with torch.device("meta"):
+        tok = Tokenizer(published(size), "made-up")
+    tok = tok.eval().requires_grad_(False)
+    c = tok.config
+    ids = torch.zeros(1, c.token_frames, tok.check_budget(budget), dtype=torch.int64)
+    noise = torch.zeros(1, *c.latent_shape)
+    decoded = operations(lambda: tok.vae.decode(noise.to("meta")))
+
+    def sampled(sampling: Sampling) -> int:
+        tok.modulations = Modulations()
+        return operations(partial(tok.sample_latents, ids, noise, sampling))
+
+    step, begin = {}, {}
+    for scale in (1.0, 3.0):
+        one, two = (sampled(Sampling(n, scale)) for n in (1, 2))
+        step[scale > 1], begin[scale > 1] = two - one, 2 * one - two
+    rows = []
+    for option, sampling in OPTIONS.items():
+        settled = sampling.settled(UNMEASURED)
+        guided = [settled.guided_at(t) for t in settled.schedule().asked()]
+        flops = begin[any(guided)] + sum(step[g] for g in guided)
+        passes = len(guided) + sum(guided)
+        rows.append(Counted(size, option, passes, flops / 1e12, decoded / 1e12))
+    return rows
 
 
 def stages(
