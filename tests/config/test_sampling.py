@@ -110,3 +110,11 @@ def test_reuse_runs_a_pass_where_guidance_begins_or_ends(tiny_tokenizer: Tokeniz
     }
     _, asked, ran = sampled(tiny_tokenizer, sampling)
     assert (asked, ran) == (40, 6)  # five velocities, one of them guided
+
+
+def test_a_recipe_in_words_leaves_nothing_out() -> None:
+    assert Recipe(30, 3.0).words == "Euler, 30 steps, guidance 3 projected"
+    assert Recipe(2, 1.0).words == "Euler, 2 steps, guidance 1"
+    every = Recipe(9, 2.5, apg=False, shift=3.0, interval=(0.25, 1.0), reuse=0.1)
+    assert every.words == "Euler, 9 steps, guidance 2.5 from 0.25 to 1, shift 3, reuse 0.1"
+    assert Recipe(5, 1.0, method="heun").words == "Heun, 5 steps, guidance 1"

@@ -48,6 +48,19 @@ class Recipe:
         if self.reuse and self.method != "euler":
             raise ConfigError(f"reuse leaves out passes of euler only, method is {self.method}")
 
+    @property
+    def words(self) -> str:
+        """All of it, for the protocol of a number: "Euler, 30 steps, guidance 3 projected"."""
+        low, high = self.interval
+        guidance = f"guidance {self.guidance:g}"
+        if self.guidance != 1:
+            guidance += " projected" * self.apg
+            guidance += f" from {low:g} to {high:g}" * (self.interval != (0, 1))
+        parts = [self.method.capitalize(), f"{self.steps} steps", guidance]
+        parts += [f"shift {self.shift:g}"] * (self.shift != 1)
+        parts += [f"reuse {self.reuse:g}"] * (self.reuse != 0)
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True)
 class SamplingDefaults(Recipe):

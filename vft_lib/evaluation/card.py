@@ -218,8 +218,8 @@ def _protocol(c: TokenizerConfig, network: FeatureNetwork | None, dtype: torch.d
     return (
         f"{c.size} px, {c.fps:g} fps; reference: the clips themselves; PSNR and SSIM (11x11, sigma "
         f"1.5) per frame, mean; intervals: 90 % of a bootstrap over clips ({RESAMPLES} draws for "
-        f"Fréchet); learned: {learned}; sampling: Euler, {c.sampling.steps} steps, guidance "
-        f"{c.sampling.guidance:g}, seed 0; autocast {str(dtype).removeprefix('torch.')}; codecs: "
+        f"Fréchet); learned: {learned}; sampling: {c.sampling.words}, "
+        f"seed 0; autocast {str(dtype).removeprefix('torch.')}; codecs: "
         f"{codecs or 'none'}"
     )
 

@@ -4,7 +4,7 @@ bytes, the autoencoder alone and blurs."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,20 +58,19 @@ class Sampler:
         p, s = self.protocol, self.usual
         if p.batch_noise:
             generator = torch.Generator().manual_seed(p.seed)
-            return Sampling(s.steps, s.guidance, s.apg, generator=generator)
+            return replace(s, generator=generator)
         seeds = [p.seed + i for i in range(first, first + count)]
-        return Sampling(s.steps, s.guidance, s.apg, seed=seeds)
+        return replace(s, seed=seeds)
 
     @property
     def line(self) -> Line:
         p, s = self.protocol, self.usual
-        guidance = f"guidance {s.guidance:g}{' projected' if s.apg and s.guided else ''}"
         noise = (
             f"noise by seed {p.seed} anew for each batch of {p.batch}" if p.batch_noise
             else f"noise of clip i by seed {p.seed} + i"
         )  # fmt: skip
         dtype = str(self.tokenizer.dtype).removeprefix("torch.")
-        return {"sampler": f"Euler, {s.steps} steps, {guidance}, {noise}, {dtype}"}
+        return {"sampler": f"{s.recipe.words}, {noise}, {dtype}"}
 
     def reference(self, clip: np.ndarray) -> np.ndarray:
         """What clips are compared with, uint8 `[T,S,S,3]`."""
