@@ -2,7 +2,8 @@
 
 H.264 (x264) and AV1 (SVT-AV1 or libaom, whichever PyAV brings), each at slow settings. Bytes are
 those of the raw stream, without a container, and without what a decoder does not need: x264's own
-note of its settings, AV1's temporal delimiters. What is counted is what is decoded.
+note of its settings, AV1's temporal delimiters. What is counted is what is decoded. RGB becomes
+YUV 4:2:0 and RGB again by the same exact conversion as in the clips that the program writes.
 """
 
 from __future__ import annotations
@@ -127,6 +128,8 @@ class Encoded:
 def _encode(codec: Codec, frames: Sequence[np.ndarray], factor: int, fps: float) -> list[bytes]:
     import av
 
+    from ..video.pixels import Yuv420
+
     os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 else prints its settings for every clip
     rate = Fraction(fps).limit_denominator(1000)
     context: Any = av.CodecContext.create(codec.encoder, "w")
@@ -136,9 +139,9 @@ def _encode(codec: Codec, frames: Sequence[np.ndarray], factor: int, fps: float)
     context.options = {"crf": str(factor), **codec.options}
     if codec.encoder == "libx264" and context.width <= UNSTEADY:
         context.options |= {"x264-params": codec.options["x264-params"] + ":mbtree=0"}
-    packets = []
+    packets, yuv = [], Yuv420()
     for i, pixels in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
+        frame = yuv(pixels)
         frame.pts, frame.time_base = i, 1 / rate
         packets += context.encode(frame)
     packets += context.encode(None)
@@ -149,9 +152,14 @@ def _encode(codec: Codec, frames: Sequence[np.ndarray], factor: int, fps: float)
 def _decode(codec: Codec, packets: Sequence[bytes]) -> list[np.ndarray]:
     import av
 
+    from ..video.pixels import Converter
+
     context: Any = av.CodecContext.create(codec.decoder, "r")
     frames = [f for p in packets for f in context.decode(av.Packet(p))] + context.decode(None)
-    return [f.to_ndarray(format="rgb24") for f in frames]
+    rgb = Converter(context, lambda kind, where: None, None)
+    for frame in frames:
+        frame.colorspace = 1  # BT.709: the stream, which saves the bytes, does not say so
+    return [rgb(frame) for frame in frames]
 
 
 def _needed_h264(packet: bytes) -> bytes:
