@@ -322,6 +322,44 @@ def test_transparency_that_cannot_be_read_is_told(
     assert told == ["alpha-vp9.webm: its transparency cannot be read, in all frames."]
 
 
+def test_transparency_of_hevc_is_told() -> None:
+    """Red, half of it transparent (x265 with an alpha layer, as QuickTime's): opaque in silence."""
+    frames, told = told_frames(INPUTS / "alpha-hevc.mov")
+    assert len(frames) == 10 and not probe(INPUTS / "alpha-hevc.mov").has_alpha
+    assert np.abs(np.stack(frames).mean((0, 1, 2)) - (254, 0, 0)).max() < 3
+    assert told == ["alpha-hevc.mov: its transparency cannot be read, in all frames."]
+
+
+# --- which of several streams -----------------------------------------------------------------
+
+
+def test_an_animated_avif_moves() -> None:
+    """It begins with a still, which was all that was read."""
+    path = INPUTS / "animated.avif"
+    frames, told = told_frames(path)
+    assert len(frames) == probe(path).frames == 10 and not told
+    assert probe(path).duration == pytest.approx(1.0)
+    assert np.abs(frames[9].astype(int) - frames[0]).mean() > 1
+
+
+def test_of_several_pictures_the_default_one_is_read(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as out:
+        streams: list[Any] = [out.add_stream("libx264", rate=10) for _ in range(2)]
+        if not hasattr(streams[0], "disposition"):
+            pytest.skip("this PyAV knows no default stream")
+        streams[0].disposition, streams[1].disposition = 0, av.stream.Disposition.default
+        for stream in streams:
+            stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for i in range(4):
+            for stream, shade in zip(streams, (3, 20), strict=True):
+                picture = av.VideoFrame.from_ndarray(flat(shade), "rgb24")
+                picture.pts, picture.time_base = i, Fraction(1, 10)
+                out.mux(stream.encode(picture))
+        for stream in streams:
+            out.mux(stream.encode())
+    assert indices(read_frames(tmp_path / "a.mkv")) == [20] * 4
+
+
 # --- the way up -------------------------------------------------------------------------------
 
 TURNS = {  # matrix: (degrees, mirrored, what is seen of red green / blue black)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,8 @@ _OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 # Recordings joined byte by byte are single files of these formats, whose clock runs back then: a
 # time is found by reading up to it (hundreds of megabytes a second).
 _JOINED = ("mpeg", "mpegts")
+# The message alpha_channel_info (165) of ITU-T H.265, F.14, in a unit of type 39.
+_ALPHA = re.compile(rb"\x4e[\x01\x09]\xa5")
 _FAILURES = 8  # in a row: demuxing goes on behind a damaged stretch, but not forever
 
 
@@ -73,12 +76,20 @@ def frame_rate(stream: Any) -> float:
     return 25.0  # no container says otherwise; FFmpeg's own default
 
 
+def _marks(stream: Any) -> int:
+    """Its disposition, in FFmpeg's bits."""
+    return int(getattr(getattr(stream, "disposition", None), "value", 0))  # PyAV >= 13
+
+
 def video_stream(container: av.container.InputContainer, file: Path) -> Any:
-    """The first stream of pictures, ready to be decoded."""
-    for stream in container.streams.video:
-        disposition = getattr(stream, "disposition", None)
-        if getattr(disposition, "value", 0) & 0x400:  # attached picture: an album cover
-            continue
+    """The stream of pictures that players show, ready to be decoded: the first that is not an album
+    cover, is marked as default, and moves (an animated AVIF begins with a still)."""
+
+    def rank(stream: Any) -> tuple[bool, bool, bool]:
+        return stream.codec_context is None, not _marks(stream) & 1, stream.frames == 1
+
+    streams = [s for s in container.streams.video if not _marks(s) & 0x400]  # attached pictures
+    for stream in sorted(streams, key=rank)[:1]:
         context = stream.codec_context
         if context is None:
             raise VideoError(f"{file} uses a codec without a decoder here; convert it to mp4.")
@@ -116,7 +127,10 @@ def av_frames(
 
 def _decoder(stream: Any, problem: Problem) -> Callable[[Any], list[Any]]:
     """What makes frames of a packet. WebM holds transparency as a second picture beside the first,
-    which only Google's own decoders of VP8 and VP9 read."""
+    which only Google's own decoders of VP8 and VP9 read; HEVC as a second layer, which FFmpeg reads
+    only for who asks in a way that PyAV does not have."""
+    if stream.codec_context.name == "hevc" and _ALPHA.search(stream.codec_context.extradata or b""):
+        problem("its transparency cannot be read", "in all frames")
     metadata = {key.lower(): value for key, value in stream.metadata.items()}
     names = {"vp8": "libvpx", "vp9": "libvpx-vp9", "av1": "none", "libdav1d": "none"}
     name = names.get(stream.codec_context.name)
