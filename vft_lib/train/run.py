@@ -74,11 +74,12 @@ class Run:
         """Whether `stop_after` ended the stage in that folder before its end."""
         return self.stop_after is not None and not finished(stage / CHECKPOINT)
 
-    def order(self, seed: int) -> Order:
-        """In which order this process reads the shards: all but what is kept for validation."""
+    def order(self, seed: int, buffer: int = 4096) -> Order:
+        """In which order this process reads the shards, so many records mixed: all but what is kept
+        for validation."""
         assert self.shards is not None
         rank, world = join_group(self.device)
-        return Order(Index.of(self.shards), seed, rank=rank, world=world, held_out=False)
+        return Order(Index.of(self.shards), seed, buffer, rank, world, held_out=False)
 
     def source(self) -> str | Path:
         """The tokenizer whose tokens the shards hold."""
@@ -273,7 +274,7 @@ def _share(window: Window, share: float) -> float:
 def _latents_of_shards(run: Run, vae: VideoAutoencoder) -> Batches:
     """VftError unless they were made with this autoencoder."""
     r = run.preset.tokenizer
-    order = run.order(r.schedule.seed + 1)
+    order = run.order(r.schedule.seed + 1, 512)  # latents take two hundred times what ids do
     plan, c = order.index.plan, r.config
     if "latents" not in plan.settings.extras:
         raise VftError(f"{run.shards} holds no latents; `vft tokenize --with latents` writes them")
