@@ -18,6 +18,7 @@ from torch import Tensor
 from scoring.stand_ins import I3D, save_script, write_clips
 from vft_lib.checkpoints.checkpoint import save_prior
 from vft_lib.cli.vft import main
+from vft_lib.config.sampling import Recipe
 from vft_lib.evaluation.curves import autoencoded
 from vft_lib.footage.footage import to_video
 from vft_lib.measure.codecs import H264, Codec, available
@@ -241,6 +242,7 @@ def test_the_sampler_of_a_protocol(tiny_tokenizer: Tokenizer) -> None:
     assert (plain.usual.steps, plain.usual.guidance) == (own.steps, own.guidance)
     assert plain.of(8, 3).seed == [8, 9, 10]
     theirs = Sampler(SEMANTOK.but(size=32), tiny_tokenizer)
+    assert theirs.usual.recipe == Recipe(50, 3.0, True), "nothing of the tokenizer's own"
     a, b = (theirs.of(i, 8).noise(8)((2, 2)) for i in (0, 8))
     assert torch.equal(a, b), "every batch draws the same noise"
     assert not torch.equal(a[0], a[1])

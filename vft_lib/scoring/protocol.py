@@ -30,7 +30,8 @@ class Protocol:
     alone makes of them ("autoencoder"), so that the autoencoder is not measured. `whole_psnr`: one
     mean square error a clip, else the mean of the frames' PSNRs. `padded_ssim`: zeros beyond the
     edge, else windows inside the picture only. `steps`, `guidance`, `apg`: of the flow decoder
-    (None: the tokenizer's own). `batch_noise`: a generator is seeded anew for each batch of `batch`
+    (None: the tokenizer's own); `plain`: euler at even steps whatever else is its own.
+    `batch_noise`: a generator is seeded anew for each batch of `batch`
     clips, else each clip has its own. `pool`: clips of the reference at most; `counts`: how many
     are generated at a budget, where that differs; `prior_guidance`: (up to this budget, scale),
     None: the prior's own. `resamples`: sets that the bootstrap draws.
@@ -46,6 +47,7 @@ class Protocol:
     steps: int | None = None
     guidance: float | None = None
     apg: bool | None = None
+    plain: bool = False
     batch_noise: bool = False
     batch: int = 8
     seed: int = 0
@@ -100,7 +102,7 @@ class Protocol:
 
 SEMANTOK = Protocol(
     "semantok", 17, 128, 8.0, "autoencoder", whole_psnr=True, padded_ssim=True,
-    steps=50, guidance=3.0, apg=True, batch_noise=True, batch=8, pool=2048,
+    steps=50, guidance=3.0, apg=True, plain=True, batch_noise=True, batch=8, pool=2048,
     counts=((1, 4096), (4, 3072)), prior_guidance=((4, 3.0), (63, 2.0), (1 << 30, 1.0)),
 )  # fmt: skip
 PROTOCOLS = {"vft": Protocol(), "semantok": SEMANTOK}

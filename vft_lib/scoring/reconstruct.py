@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.sampling import UNMEASURED
 from ..errors import VftError
 from ..evaluation.curves import BEYOND, autoencoded, block_sides, in_blocks
 from ..footage.footage import to_video
@@ -51,7 +52,8 @@ class Sampler:
     @property
     def usual(self) -> Sampling:
         p = self.protocol
-        return Sampling(p.steps, p.guidance, p.apg).settled(self.tokenizer.config.sampling)
+        best = UNMEASURED if p.plain else self.tokenizer.config.sampling
+        return Sampling(p.steps, p.guidance, p.apg).settled(best)
 
     def of(self, first: int, count: int) -> Sampling:
         """For the clips `first`, `first + 1`, ... of a set, a batch of it."""
