@@ -13,7 +13,7 @@ from PIL import Image
 
 from vft_lib import Tokens
 
-LIMIT = 600  # seconds a workflow may take, on a busy machine too
+LIMIT = 1800  # seconds a workflow may take: minutes on a machine that works for others too
 SIZE = (128, 128)  # pixels of what the default tokenizer decodes to
 Prompt = dict[str, Any]
 
