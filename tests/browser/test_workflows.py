@@ -11,6 +11,18 @@ from browser.page_server import PACK_ROOT
 
 WORKFLOWS = sorted((PACK_ROOT / "workflows").glob("*.json"))
 API = PACK_ROOT / "tests" / "workflows" / "api"
+MISPLACED = """() => {
+  const box = ({ title }, [x, y, w, h]) => ({ title, x0: x, y0: y, x1: x + w, y1: y + h });
+  const nodes = app.graph.nodes.map((n) => box(n, n.getBounding()));
+  const groups = app.graph.groups.map((g) => box(g, g._bounding ?? g.boundingRect));
+  const apart = (a, b) => a.x1 <= b.x0 || b.x1 <= a.x0 || a.y1 <= b.y0 || b.y1 <= a.y0;
+  const inside = (a, b) => b.x0 <= a.x0 && b.y0 <= a.y0 && a.x1 <= b.x1 && a.y1 <= b.y1;
+  return nodes.flatMap((a, i) => [
+    ...nodes.slice(i + 1).filter((b) => !apart(a, b)),
+    ...groups.filter((b) => !apart(a, b) && !inside(a, b)),
+  ].map((b) => `${a.title}: ${b.title}`));
+}"""
+"""Nodes, as large as the page makes them, that lie on another or reach out of their group."""
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
@@ -20,6 +32,7 @@ def test_it_opens_whole_and_sends_the_stored_prompt(app: Any, path: Any) -> None
     assert app.missing() == []
     app.fit()
     app.screenshot(path.stem)
+    assert app.js(MISPLACED) == []
     assert app.prompt() == {
         number: {key: value for key, value in node.items() if key != "_meta"}
         for number, node in json.loads((API / path.name).read_text("utf-8")).items()
