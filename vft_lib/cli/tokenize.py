@@ -6,7 +6,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,8 @@ def _tokenize(args: argparse.Namespace) -> None:
             facts = _on_cluster(args, plan, left)
         else:
             facts = _here(args, source, plan, tokenizer, left)
-    work.rmdir()
+    with suppress(OSError):  # another process may wait for it
+        work.rmdir()
     failures = write_failures(args.out, plan)
     shards = [read_shard(args.out, unit) for unit in mine]
     records = sum(len(s.rows) for s in shards if s is not None)
