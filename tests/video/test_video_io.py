@@ -357,6 +357,16 @@ def test_a_change_of_size_in_mid_stream_keeps_the_first_size(tmp_path: Path) -> 
     assert len(list(read_frames(joined, fps=30))) == 8  # and the clock does not run back
 
 
+def test_jpegs_one_after_the_other_are_a_clip(tmp_path: Path) -> None:
+    """Webcams write such streams; only the first picture came."""
+    path = encode(tmp_path / "a.mjpeg", [flat(i) for i in range(9)], codec="mjpeg",
+                  pix_fmt="yuvj420p", rate=25)  # fmt: skip
+    assert indices(read_frames(path)) == list(range(9))
+    assert probe(path).fps == 25
+    Image.fromarray(flat(5)).save(path, "JPEG")
+    assert indices(read_frames(path)) == [5]
+
+
 # --- images -----------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from .frames import VideoError
 from .shots import Matrix, Problem, Shot, Size, check_pixels, reduction, upright
 
 _STILLS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow also claims raw MPEG
+_JPEGS = (".mjpeg", ".mjpg")  # from webcams: one JPEG after the other
 _ANIMATED = ("GIF", "WEBP", "PNG")
 _TURNS: dict[int, Matrix] = {  # by the EXIF orientation
     2: (-1, 0, 0, 1), 3: (-1, 0, 0, -1), 4: (1, 0, 0, -1), 5: (0, 1, 1, 0), 6: (0, 1, -1, 0),
@@ -25,6 +27,10 @@ _TURNS: dict[int, Matrix] = {  # by the EXIF orientation
 
 def open_image(file: Path) -> Image.Image | None:
     """None if this is no image. Reads the header only."""
+    if file.suffix.lower() in _JPEGS:
+        with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data.find(b"\xff\xd9\xff\xd8") > 0:  # behind the end of one begins another
+                return None
     try:
         return Image.open(file, formats=_STILLS)
     except UnidentifiedImageError:
