@@ -9,9 +9,12 @@ import pytest
 import torch
 from conftest import TINY
 
+from vft_lib.checkpoints.checkpoint import header_of
 from vft_lib.config.sampling import Recipe, SamplingDefaults
 from vft_lib.config.tokenizer import TokenizerConfig
 from vft_lib.errors import VftError
+from vft_lib.files.packaged import packaged
+from vft_lib.files.tensor_files import Source
 from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
 
@@ -29,6 +32,16 @@ def test_a_checkpoint_keeps_its_recipes() -> None:
     assert read.sampling.of("normal") == Recipe(12, 4.0, reuse=0.1)
     assert read.sampling.of("best").steps == 40
     assert config.identity() == TINY.identity(), "tokens stay readable"
+
+
+def test_the_defaults_recipes() -> None:
+    """As docs/performance.md has them measured; tokens of it stay readable."""
+    source = Source.open(packaged("default.safetensors"))
+    meta, text = header_of(source, "tokenizer")
+    sampling = TokenizerConfig.from_json(text).sampling
+    assert meta["fingerprint"] == "9fd6a184b8ec20ec"
+    assert sampling.of("normal") == sampling.of("draft") == Recipe(2, 1.0, apg=False)
+    assert sampling.of("best") == Recipe(4, 2.0, apg=False)
 
 
 @pytest.mark.parametrize(("guidance", "steps"), [(1.0, 4), (25.0, 2)])
