@@ -17,7 +17,7 @@ from vft_lib.cli.vft import main
 from vft_lib.evaluation import classifier, outline
 from vft_lib.evaluation.classifier import labels_of
 from vft_lib.evaluation.judge import Judge, pixels_of, recipes
-from vft_lib.evaluation.prior_card import _budgets, _written
+from vft_lib.evaluation.prior_card import _budgets, written
 from vft_lib.evaluation.run_clips import decoded_video, run_clips
 from vft_lib.footage.footage import to_video
 from vft_lib.prior.prior import Prior
@@ -111,7 +111,7 @@ def test_all_three_are_right_at_once_or_not_at_all() -> None:
 def test_small_budgets_are_the_first_ids_of_large_ones(prior: Prior) -> None:
     captions = ["a red ball spins", "a blue star moves up", "a green ring grows"]
     scales = {1: 2.0, 2: 1.0, 4: 2.0}
-    ids = _written(prior, [1, 2, 4], scales.__getitem__, batch=2, caption=captions)
+    ids = written(prior, [1, 2, 4], scales.__getitem__, batch=2, caption=captions)
     for k, scale in scales.items():
         alone = prior.generate(captions, budget=k, guidance=scale, seed=0, frames=17).ids
         assert torch.equal(ids[k], alone)

@@ -61,6 +61,18 @@ def add_eval_parser(commands: Any) -> None:
     p.add_argument("--count", type=int, metavar="N", help="clips written at each budget")
     _add_model(p)
     _add_protocol(p)
+    p = steps.add_parser("study", help="registers against a grid of tokens, trained and measured")
+    p.set_defaults(func=_study)
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="resumed if used")
+    p.add_argument("--scale", default="full", help="full (default), or tiny: for tests")
+    p.add_argument("--kinds", nargs="+", metavar="KIND", help="registers, grid, control")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S")
+    p.add_argument("--clips", type=int, default=512, help="generated at each budget (512)")
+    p.add_argument("--judge-steps", type=int, metavar="N", help="of the judge's training")
+    p.add_argument("--no-features", action="store_true", help="without the Fréchet distances")
+    p.add_argument("--shard", metavar="I/N", help="compute part I (0...) of N")
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
     p = steps.add_parser("table", help="several results in one table and plot, if they compare")
     p.set_defaults(func=_table)
     p.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json")
@@ -247,6 +259,23 @@ def _generate(args: argparse.Namespace) -> None:
         note, budgets=budgets, count=args.count, share=_share(args), place=_place(args.real),
     )  # fmt: skip
     _finish(args, results, protocol)
+
+
+def _study(args: argparse.Namespace) -> None:
+    from ..study.recipes import KINDS, SCALES
+    from ..study.report import write_report
+    from ..study.run import Study
+
+    if args.scale not in SCALES:
+        raise VftError(f"--scale {args.scale}: choose one of {', '.join(SCALES)}")
+    study = Study(
+        SCALES[args.scale], args.out, _device(args), args.seeds, args.kinds or KINDS, args.clips,
+        args.judge_steps, not args.no_features, note,
+    )  # fmt: skip
+    share = _share(args)
+    results = study.run(share.part, share.parts)
+    text = write_report(results, args.out)
+    answer(args, text, {"out": args.out, "cells": len(results)})
 
 
 def _words(args: argparse.Namespace) -> Words:

@@ -106,6 +106,9 @@ class EncoderConfig:
     width, added to register 0. The patch features of a latent frame are the mean over its frames,
     or those of the first ("first"); its vector is its own, or that of frame 0 ("frame0"). Such a
     tokenizer decodes without them.
+
+    `grid`: the codes are those of the patches, one for each in rows from the top, and there are no
+    registers that read them: what such tokens are compared with.
     """
 
     trunk: TransformerConfig
@@ -117,6 +120,7 @@ class EncoderConfig:
     global_feature: int = 0
     feature_aggregate: FeatureAggregate = "avg"
     global_mode: GlobalMode = "per_frame"
+    grid: bool = False
 
     @property
     def reads_images(self) -> bool:
@@ -199,6 +203,11 @@ class TokenizerConfig:
             raise ConfigError(
                 f"register_frames is {self.encoder.register_frames}; a chunk has "
                 f"{self.token_frames} frames of registers, and {MAX_CHUNK} are the limit"
+            )
+        places = math.prod(self.size // 8 // p for p in self.encoder.patch_size[1:] if p)
+        if self.encoder.grid and places != self.registers:
+            raise ConfigError(
+                f"registers is {self.registers}; a grid has one for each of {places} patches"
             )
         if max(self.encoder.feature_channels, self.encoder.global_feature) > MAX_WIDTH:
             raise ConfigError(f"the encoder's features are more than {MAX_WIDTH} wide")

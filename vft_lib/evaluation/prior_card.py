@@ -96,14 +96,14 @@ def write_prior_card(preset: Preset, device: torch.device, args: argparse.Namesp
     captions, motions = [s.caption() for s in scenes], [s.main.motion for s in scenes]
     usual = prior.config.guidance_for
     results["reconstructed"], _ = read({k: ids[:, :, :k] for k in budgets}, "reconstructed")
-    written = _written(prior, budgets, usual, caption=captions)
-    results["caption"], shown = read(written, "from captions")
+    ids_written = written(prior, budgets, usual, caption=captions)
+    results["caption"], shown = read(ids_written, "from captions")
     some = [budgets[i] for i in (0, len(budgets) // 2, -1)]
     if prior.config.frames > c.chunk_frames:
         results["stories"] = _stories(tokenizer, prior, judge, args.stories, some[1:], dtype)
         _say(began, f"stories: {results['stories']}")
     results["class"] = {}
-    for k, x in _written(prior, some, usual, class_name=motions).items():
+    for k, x in written(prior, some, usual, class_name=motions).items():
         made = decoded_latents(tokenizer, x, dtype, desc=f"from classes, k = {k}")
         results["class"][k] = {"motion": judge.accuracy(labels, made)["motion"]}
     own = ids[:, :, : prior.config.registers]
@@ -114,7 +114,7 @@ def write_prior_card(preset: Preset, device: torch.device, args: argparse.Namesp
         rows = {k: results["caption"][k] for k in args.sweep if k not in new}
         if new:
             at = dict.fromkeys(new, scale)
-            more = _written(prior, new, at.__getitem__, caption=captions)
+            more = written(prior, new, at.__getitem__, caption=captions)
             rows |= read(more, f"guidance {scale:g}")[0]
         for k in args.sweep:
             results.setdefault("sweep", {}).setdefault(k, {})[f"{scale:g}"] = rows[k]
@@ -158,7 +158,7 @@ def _chance() -> dict[str, float]:
     return each | {"all": float(np.prod(list(each.values())))}
 
 
-def _written(
+def written(
     prior: Prior, budgets: list[int], scale_of: Callable[[int], float], batch: int = 32,
     frames: int | None = None, **words: list[str],
 ) -> dict[int, Tensor]:  # fmt: skip
@@ -205,7 +205,7 @@ def _stories(
     usual, captions = prior.config.guidance_for, [s.caption() for s in scenes]
     sources = {
         "own tokens": {k: ids[:, :, :k] for k in budgets},
-        "caption": _written(prior, budgets, usual, frames=frames, caption=captions),
+        "caption": written(prior, budgets, usual, frames=frames, caption=captions),
     }
     labels = labels_of(scenes), labels_of(last)
     found: dict[str, Any] = {"clips": len(scenes), "frames": frames}

@@ -16,7 +16,10 @@ from ..transformer.layers import PositionEmbedding, Transformer, patchify
 
 class Encoder(nn.Module):
     """Patches of the latents and K learned registers per latent frame go through the trunk; what
-    the registers hold at the end becomes the codes. The patches are dropped."""
+    the registers hold at the end becomes the codes. The patches are dropped.
+
+    In a `grid` there is a learned vector for each patch, which is added to it, and the codes are
+    the patches' own."""
 
     def __init__(self, config: TokenizerConfig, ops: Any = nn) -> None:
         super().__init__()
@@ -53,6 +56,8 @@ class Encoder(nn.Module):
             vector = vector if vector.ndim == 3 else vector[:, None]  # (B, t or 1, d)
             first = registers[:, :, 0] + vector
             registers = torch.cat([first[:, :, None], registers[:, :, 1:]], dim=2)
+        if self.c.grid:
+            return norm(self.trunk(patches + registers, registers[:, :, :0])[0])
         _, registers = self.trunk(patches, registers)
         return norm(registers)
 

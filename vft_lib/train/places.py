@@ -30,6 +30,12 @@ def places(count: int) -> list[tuple[float, float]]:
     return found[:count]
 
 
+def rows(encoder: Encoder) -> list[tuple[float, float]]:
+    """(y, x) in 0..1 of the patches of a frame, in rows from the top."""
+    h, w = encoder.c.patch_posemb.max_sizes[1:3]
+    return [((y + 0.5) / h, (x + 0.5) / w) for y in range(h) for x in range(w)]
+
+
 def _spread(i: int, level: int) -> tuple[int, int]:
     """Cell i of a level of 2^level cells a side: two bits a time choose a quarter, coarsest
     first."""
@@ -45,7 +51,7 @@ def _spread(i: int, level: int) -> tuple[int, int]:
 def start_registers_at_places(encoder: Encoder, decoder: Decoder) -> None:
     """Mix the position vectors of its place into each register's own vector, in both networks."""
     count = encoder.registers.shape[1]
-    where = places(count)
+    where = rows(encoder) if encoder.c.grid else places(count)
     own = _positions(encoder.patch_posemb, where)  # (K, d)
     encoder.registers.mul_(0.5).add_(own)
     if hasattr(decoder, "register_posemb") and decoder.register_posemb.c.kind == "learnable_sum":

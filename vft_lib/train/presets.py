@@ -50,7 +50,7 @@ def _prior(
     return PriorRecipe(config, schedule, clips)
 
 
-def _preset(
+def preset_of(
     name: str, *, size: int, registers: int, vae: VAERecipe, encoder: TransformerConfig,
     decoder: TransformerConfig, patches: tuple[int, int], schedule: Schedule, clips: int,
     prior: dict[str, Any], ordered: bool = True, world_share: float = 0.4, groups: int = 4,
@@ -74,7 +74,7 @@ def _preset(
 
 
 PRESETS = {
-    "nano": _preset(
+    "nano": preset_of(
         "vft-nano", size=64, registers=64,
         vae=VAERecipe(
             VAEConfig(16, (1, 2, 4, 4), 1, 2, latent_channels=16), 64,
@@ -86,7 +86,7 @@ PRESETS = {
         prior={"registers": 16, "width": 256, "head_dim": 64, "depth": 4, "text": 128, "schedule":
                Schedule(3000, 32, lr=2e-3, matrix_lr=4e-3, warmup=100, ema=0.998)},
     ),
-    "small": _preset(
+    "small": preset_of(
         "vft-small", size=128, registers=128,
         vae=VAERecipe(
             VAEConfig(32, (1, 2, 3, 3), 1, 2, latent_channels=16), 128,
@@ -101,7 +101,7 @@ PRESETS = {
         prior={"registers": 16, "width": 256, "head_dim": 64, "depth": 4, "text": 128, "schedule":
                Schedule(3000, 256, lr=2e-3, matrix_lr=4e-3, warmup=50, ema=0.995)},
     ),
-    "tiny": _preset(
+    "tiny": preset_of(
         "vft-tiny", size=32, registers=8,
         vae=VAERecipe(
             VAEConfig(8, (1, 1, 2, 2), 1, 1, 4), 32,

@@ -45,6 +45,8 @@ class TokenizerRecipe:
     the rest. `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose
     first latent frame is given. `align_weight`: of the alignment with image features, in the
     decoder's block `align_depth` (a share of its depth).
+    `nested`: with nested dropout; without it every clip keeps all registers, and they have no
+    order.
     `freeze_encoder`: the flow decoder alone is trained, so the ids stay what they are, and priors
     on them with them; every second clip then has some of its codes, up to `swap_share`, from
     another clip: a prior's ids do not agree with each other as well as a clip's own."""
@@ -60,6 +62,7 @@ class TokenizerRecipe:
     prefix_share: float = 0.25
     align_weight: float = 0.5
     align_depth: float = 0.4
+    nested: bool = True
     freeze_encoder: bool = False
     swap_share: float = 0.3
 
@@ -275,6 +278,8 @@ def ids_of_latents(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
 def _budgets(recipe: TokenizerRecipe, rng: np.random.Generator) -> list[int]:
     """One budget for each group: powers of two k up to all registers, drawn in proportion to
     sqrt(k): late tokens are rarely kept, so they learn slowest."""
+    if not recipe.nested:
+        return [recipe.config.registers] * recipe.groups
     powers = np.array([1 << i for i in range(20) if 1 << i <= recipe.config.registers])
     share = np.sqrt(powers)
     return [int(k) for k in rng.choice(powers, recipe.groups, p=share / share.sum())]
