@@ -123,7 +123,7 @@ def write_options(name: str, out: Path, device: torch.device, recipe: OptionsRec
             rows[key] = row
             write_bytes(file, (json.dumps(facts | {"rows": rows}, indent=1) + "\n").encode())
             say(began, f"{option}: feature distance {row['feature_distance']}")
-        for clip, frames in zip(pictures, np.load(kept)):
+        for clip, frames in zip(pictures, np.load(kept, allow_pickle=False)):
             clip[option] = Shown(frames)
         table.append(rows[key] | {"name": option})
     strip(pictures, ["original", *settled], out / "strip-options.png")
