@@ -216,9 +216,9 @@ def _protocol(c: TokenizerConfig, network: FeatureNetwork | None, dtype: torch.d
         for x in available()
     )
     return (
-        f"{c.size} px, {c.fps:g} fps; reference: the clips themselves; PSNR and SSIM (11x11, sigma "
-        f"1.5) per frame, mean; intervals: 90 % of a bootstrap over clips ({RESAMPLES} draws for "
-        f"Fréchet); learned: {learned}; sampling: {c.sampling.words}, "
+        f"{c.size} px, {c.fps:g} fps; reference: the clips themselves; PSNR and SSIM (values "
+        f"0..1, 11x11, sigma 1.5) per frame, mean; intervals: 90 % of a bootstrap over clips "
+        f"({RESAMPLES} draws for Fréchet); learned: {learned}; sampling: {c.sampling.words}, "
         f"seed 0; autocast {str(dtype).removeprefix('torch.')}; codecs: "
         f"{codecs or 'none'}"
     )

@@ -2,9 +2,7 @@
 
 SSIM is Wang et al. 2004 (IEEE TIP 13(4)): Gaussian window 11x11 with sigma 1.5, K1 = 0.01,
 K2 = 0.03, only windows that lie inside the picture, on R, G and B separately, then averaged.
-
-SSIM depends on where black lies. `Quality` works on [-1,1], as the model cards always have, and
-gives less than the field's SSIM of pictures in [0,1], which is `unit_ssim`.
+It depends on where black lies: pictures in [-1,1] are brought to [0,1] first, as the field has it.
 """
 
 from __future__ import annotations
@@ -33,11 +31,7 @@ class Quality:
 
     def update(self, a: Tensor, b: Tensor) -> None:
         """Raises VftError unless both are float `[3,T,H,W]` of one shape."""
-        if a.shape != b.shape or a.ndim != 4 or a.shape[0] != 3 or not a.numel():
-            raise VftError(
-                f"got videos of shape {list(a.shape)} and {list(b.shape)}; expected two [3,T,H,W] "
-                "of one shape: bring them to one size and length first"
-            )
+        _check(a, b)
         a, b = a.detach().float(), b.detach().float().to(a.device)
         self.frames += a.shape[1]
         self._psnr += float(_frame_psnr(a, b).sum())
@@ -59,6 +53,14 @@ class Quality:
         return self.frames
 
 
+def _check(a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape or a.ndim != 4 or a.shape[0] != 3 or not a.numel():
+        raise VftError(
+            f"got videos of shape {list(a.shape)} and {list(b.shape)}; expected two [3,T,H,W] "
+            "of one shape: bring them to one size and length first"
+        )
+
+
 def psnr(a: Tensor, b: Tensor) -> float:
     """Mean PSNR in dB over the frames of two float `[3,T,H,W]` in [-1,1]; see `Quality`."""
     quality = Quality()
@@ -66,12 +68,12 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return quality.psnr
 
 
-def ssim(a: Tensor, b: Tensor) -> float:
-    """Mean SSIM over the frames of two float `[3,T,H,W]` in [-1,1]; see `Quality`. A picture
-    smaller than the window shrinks the window to its shorter side."""
-    quality = Quality()
-    quality.update(a, b)
-    return quality.ssim
+def ssim(a: Tensor, b: Tensor, padded: bool = False) -> float:
+    """Mean SSIM over the frames of two float `[3,T,H,W]` in [-1,1]: over windows inside the
+    picture, or, `padded`, over a window around every pixel, black (zero) beyond the edge. A picture
+    smaller than the window shrinks the window to its shorter side, unless padded."""
+    _check(a, b)
+    return float(_frame_ssim(a.float(), b.float().to(a.device), padded).mean())
 
 
 def whole_psnr(a: Tensor, b: Tensor) -> float:
@@ -81,21 +83,14 @@ def whole_psnr(a: Tensor, b: Tensor) -> float:
     return float((10 * torch.log10(RANGE**2 / error)).clamp(max=BEST_PSNR))
 
 
-def unit_ssim(a: Tensor, b: Tensor, padded: bool = False) -> float:
-    """Mean SSIM over frames and channels of two float `[3,T,H,W]` in [-1,1], computed on pictures
-    in [0,1]: over windows inside the picture, or, `padded`, over a window around every pixel, black
-    (zero) beyond the edge."""
-    a, b = (a.float() + 1) / 2, (b.float() + 1) / 2
-    return float(_frame_ssim(a, b, 1.0, padded).mean())
-
-
 def _frame_psnr(a: Tensor, b: Tensor) -> Tensor:
     error = (a - b).square().mean(dim=(0, 2, 3))  # (T,)
     return (10 * torch.log10(RANGE**2 / error)).clamp(max=BEST_PSNR)
 
 
-def _frame_ssim(a: Tensor, b: Tensor, span: float = RANGE, padded: bool = False) -> Tensor:
-    """`span`: of the values. `padded`: with zeros, so that there is a window around every pixel."""
+def _frame_ssim(a: Tensor, b: Tensor, padded: bool = False) -> Tensor:
+    """`padded`: with zeros, so that there is a window around every pixel."""
+    a, b = (a + 1) / 2, (b + 1) / 2
     window = _WINDOW if padded else min(_WINDOW, *a.shape[2:])
     x = torch.arange(window, device=a.device) - (window - 1) / 2
     g = torch.exp(-x.square() / (2 * _SIGMA**2))
@@ -117,7 +112,7 @@ def _frame_ssim(a: Tensor, b: Tensor, span: float = RANGE, padded: bool = False)
     var_a = blur(a * a) - mean_a.square()
     var_b = blur(b * b) - mean_b.square()
     cov = blur(a * b) - mean_a * mean_b
-    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
+    c1, c2 = 0.01**2, 0.03**2
     score = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
     score = score / ((mean_a.square() + mean_b.square() + c1) * (var_a + var_b + c2))
     return score.mean(dim=(1, 2)).view(3, -1).mean(0)  # (T,)

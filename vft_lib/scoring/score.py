@@ -16,7 +16,7 @@ from ..errors import VftError
 from ..evaluation.curves import FRAME_STEP, mean_interval
 from ..evaluation.figures import MEASURES as TITLES
 from ..evaluation.learned import STRIDES, Features, Frechet, feature_distance
-from ..measure.metrics import psnr, unit_ssim, whole_psnr
+from ..measure.metrics import psnr, ssim, whole_psnr
 from .networks import Networks
 from .protocol import Line, Protocol, bootstrap_line, enough, frechet_line
 from .sources import Share
@@ -74,7 +74,7 @@ class Scorer:
         p, a, b = self.protocol, real.video, fake.video
         found = {
             "psnr": whole_psnr(a, b) if p.whole_psnr else psnr(a, b),
-            "ssim": unit_ssim(a, b, p.padded_ssim),
+            "ssim": ssim(a, b, p.padded_ssim),
         }
         if real.maps is not None and fake.maps is not None:
             found["feature_distance"] = feature_distance(real.maps, fake.maps)
