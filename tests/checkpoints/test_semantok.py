@@ -129,7 +129,7 @@ def test_frames_that_begin_a_chunk_need_the_network_unless_the_decoder_masks_the
         alone, tok = (load_tokenizer(file, device="cpu") for _ in range(2))
         tok.use_image_encoder(NETWORK)
         long, short = tok.encode(video), tok.encode(video[:, :, :5])
-        pin = {"first_frame": video[:, :, 0]}
+        pin: dict[str, Any] = {"first_frame": video[:, :, 0]}
         for tokens, more in ((long, {}), (short, pin), (short, {})):
             made = tok.decode(tokens, steps=1, **more)
             if c is looks and not (tokens is short and not more):

@@ -176,7 +176,7 @@ def test_without_a_compiler_it_runs_as_written_and_says_so(
     assert "not compiled (RuntimeError: no working C++ compiler; install one" in line
     prior, about = made.host.results("VFTLoadPrior", compile="on")
     assert "to be compiled in the first run" in about
-    words = {"prompt": "a red ball", "budget": 2, "frames": 17}
+    words: dict[str, Any] = {"prompt": "a red ball", "budget": 2, "frames": 17}
     out = made.host.run("VFTTextToTokens", prior=prior, **words)
     again = made.host.results("VFTTextToTokens", prior=made.prior, **words)
     assert torch.equal(out.result[0].ids, again.ids)
