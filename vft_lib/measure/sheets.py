@@ -101,4 +101,5 @@ def save_strip(path: Path, clips: list[Tensor], frames: int = 6) -> None:
         index = np.linspace(0, clip.shape[1] - 1, frames).round().astype(int)
         picture = clip[:, index].permute(2, 1, 3, 0).flatten(1, 2)  # (H, frames·W, 3)
         rows.append(((picture.float().clamp(-1, 1) + 1) * 127.5).round().byte().numpy())
-    Image.fromarray(np.concatenate(rows)).save(path)
+    with replacing(path) as tmp:
+        Image.fromarray(np.concatenate(rows)).save(tmp, "PNG")
