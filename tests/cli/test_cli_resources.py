@@ -29,7 +29,10 @@ def test_speed_and_memory_options(
     ) -> Iterator[Tensor]:
         kinds = {type(m).__name__ for m in self.decoder.trunk.modules()}
         seen.update(
-            vars(sampling), at_once=self.frames_at_once, kinds=kinds, compiled=self.compiled
+            vars(sampling.settled(self.config.sampling)),
+            at_once=self.frames_at_once,
+            kinds=kinds,
+            compiled=self.compiled,
         )
         self.compiled = None  # compiling takes longer than this test
         return plain(self, tokens, sampling, **options)
