@@ -66,7 +66,6 @@ def test_what_cannot_be_compiled_runs_as_written(caplog: pytest.LogCaptureFixtur
             assert torch.equal(failing(WIDTH, x), 2 * x)
     (line,) = said(caplog)
     assert line.startswith("failing runs as written: ")
-    assert line.endswith("; install one (g++ or clang), or do not compile")
 
 
 @pytest.mark.slow

@@ -347,7 +347,8 @@ def test_of_several_pictures_the_default_one_is_read(tmp_path: Path) -> None:
         streams: list[Any] = [out.add_stream("libx264", rate=10) for _ in range(2)]
         if not hasattr(streams[0], "disposition"):
             pytest.skip("this PyAV knows no default stream")
-        streams[0].disposition, streams[1].disposition = 0, av.stream.Disposition.default
+        default = av.stream.Disposition.default.value  # PyAV 14 and 16 take no name for it
+        streams[0].disposition, streams[1].disposition = 0, default
         for stream in streams:
             stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
         for i in range(4):
