@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import VftError
 from ..video.frames import Report
-from .score import Reference, Scorer, fill
+from .score import Reference, Scorer, fill, unfinished
 from .sources import Share, Source
 from .store import Store
 
@@ -68,8 +68,7 @@ def compare(
                     yield (look.record,)
 
             left += fill([store], ids[side], marks[side], share, 1, single, f"{side} clips")
-    if left:
-        note(f"{left} clips are left to other parts; the last one to end writes the results")
+    if unfinished(left, note):
         return None
     line = scorer.protocol.line(ids["real"], "the first set's clips")
     reference = Reference(scorer, stores["real"], ids["real"], line, paired, note)

@@ -17,7 +17,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from ..video.frames import Report
 from .protocol import Line, digest_of
 from .reconstruct import Sampler, pixels
-from .score import Reference, Scorer, fill
+from .score import Reference, Scorer, fill, unfinished
 from .sources import Share, Source
 from .store import Store
 
@@ -100,8 +100,7 @@ def generate(
         same = dict.fromkeys(names, told)
         left += fill([store], names, same, share, p.batch, written, f"generating, k = {k}")
         stores.append((k, names, store, line))
-    if left:
-        note(f"{left} clips are left to other parts; the last one to end writes the results")
+    if unfinished(left, note):
         return None
     reference = Reference(scorer, own, real, p.line(real), False, note)
     for k, names, store, line in stores:

@@ -21,7 +21,7 @@ from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from ..video.frames import Report, to_frames
 from .protocol import Line, Protocol
-from .score import Reference, Scorer, fill
+from .score import Reference, Scorer, fill, unfinished
 from .sources import Share, Source
 from .store import Store
 
@@ -143,8 +143,7 @@ def reconstruct(
 
     marks = {clip: source.mark(clip) for clip in ids}
     left = fill(stores, ids, marks, share or Share(), p.batch, make, "reconstructing")
-    if left:
-        note(f"{left} clips are left to other parts; the last one to end writes the results")
+    if unfinished(left, note):
         return None
     line = p.line(ids)
     reference = Reference(scorer, stores[0], ids, line, True, note)

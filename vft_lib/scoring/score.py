@@ -199,3 +199,10 @@ def fill(
                 for store, record in zip(stores, records):
                     store.put(clip, marks[clip], record)
     return len({clip for store in stores for clip in store.missing(ids, marks)})
+
+
+def unfinished(left: int, note: Callable[[str], None]) -> bool:
+    """Whether clips are left to others, after what :func:`fill` returned; says so."""
+    if left:
+        note(f"{left} clips are left to other parts; the last one to end writes the results")
+    return left > 0
