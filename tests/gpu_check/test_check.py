@@ -15,7 +15,8 @@ import torch
 from vft_lib.cli.vft import main
 from vft_lib.errors import VftError
 from vft_lib.gpu_check import check
-from vft_lib.gpu_check.check import SPECS, Measure, Place, Row, run_gpu_check, run_parts
+from vft_lib.gpu_check.check import SPECS, run_gpu_check, run_parts
+from vft_lib.gpu_check.rows import Measure, Place, Row
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -55,7 +56,7 @@ def broken(place: Place) -> Iterator[tuple[str, Measure]]:
 def test_what_fails_is_told_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check, "part", lambda name: broken)
+    monkeypatch.setattr(check, "PARTS", dict.fromkeys(check.PARTS, broken))
     monkeypatch.setattr(time, "time", lambda: CLOCK[-1])
     place = Place(CPU, GOLDEN, tiny=True)
     assert run_parts(["safety"], place, tmp_path, time.time() + 3.0) == 0

@@ -13,7 +13,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,35 +22,8 @@ import torch
 
 from ..errors import VftError
 from ..files.atomic import write_bytes
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement. `ok`: whether it reached `target`; None where there is none to reach."""
-
-    what: str
-    value: float | None = None
-    unit: str = ""
-    target: str = ""
-    ok: bool | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the check runs. `tiny`: at sizes that a CPU can take, which proves no speed."""
-
-    device: torch.device
-    cases: Path
-    tiny: bool
-
-    @property
-    def cuda(self) -> bool:
-        return self.device.type == "cuda"
-
-
-Measure = Callable[[], list[Row]]
-Part = Callable[[Place], Iterator[tuple[str, Measure]]]
+from . import compare, decoder, graphs, prior, safety
+from .rows import Part, Place, Row
 
 
 @dataclass(frozen=True)
@@ -78,17 +51,11 @@ GRACE = 20.0  # seconds beyond its time after which a part is ended from outside
 STICKY = 3  # exit status: the device no longer answers this process
 
 
-def part(name: str) -> Part:
-    """The code of a part."""
-    from . import compare, decoder, graphs, prior, safety
-
-    parts: dict[str, Part] = {
-        "attention": compare.attention, "flex": compare.flex, "parity": compare.parity,
-        "decoder": decoder.decoder,
-        "graphs": graphs.graphs, "prior": prior.prior, "safety": safety.safety,
-        "compiled": graphs.compiled,
-    }  # fmt: skip
-    return parts[name]
+PARTS: dict[str, Part] = {
+    "attention": compare.attention, "flex": compare.flex, "parity": compare.parity,
+    "decoder": decoder.decoder, "graphs": graphs.graphs, "prior": prior.prior,
+    "safety": safety.safety, "compiled": graphs.compiled,
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------ the process that measures
@@ -126,7 +93,7 @@ def _run_part(spec: Spec, place: Place, out: Path, until: float) -> bool:
     save()
     alive = True
     try:
-        for what, measure in part(spec.name)(place):
+        for what, measure in PARTS[spec.name](place):
             if time.time() > until:
                 facts["skipped"].append(what)
                 continue

@@ -17,7 +17,7 @@ from ..errors import VftError
 from ..transformer.attention import Layout, attend, merges_registers, refusal
 from ..transformer.layout import key_bias
 from ..transformer.masks import attention_mask
-from .check import Measure, Place, Row
+from .rows import Measure, Place, Row
 
 FLEXIBLE: MaskMode = "flexible_time_block_causal_last"
 MASKS = (

@@ -14,7 +14,6 @@ from ..tokenizer.flow import Schedule
 from ..tokenizer.tokenizer import Tokenizer
 from ..transformer.graphs import Use
 from ..transformer.offload import device_bytes, offloaded
-from .check import Measure, Place, Row
 from .models import (
     GB,
     GUIDANCE,
@@ -28,6 +27,7 @@ from .models import (
     tokens_of,
     with_graphs,
 )
+from .rows import Measure, Place, Row
 
 
 def decoder(place: Place) -> Iterator[tuple[str, Measure]]:

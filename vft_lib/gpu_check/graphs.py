@@ -16,9 +16,9 @@ from ..config.tokenizer import MaskConfig
 from ..tokenizer.tokenizer import Tokenizer
 from ..transformer.attention import BACKENDS, Layout, attend
 from . import prior
-from .check import Measure, Place, Row
 from .compare import MASKS, error_of, mask_name, refused
 from .models import latents_of, timed, tokenizer, with_graphs
+from .rows import Measure, Place, Row
 
 
 def graphs(place: Place) -> Iterator[tuple[str, Measure]]:

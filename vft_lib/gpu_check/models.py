@@ -24,7 +24,7 @@ from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from ..tokens import Tokens
 from ..transformer.graphs import Capture, Graphs, Use, cuda_capture, rehearse
-from .check import Place
+from .rows import Place
 
 GB = 1e9
 STEPS = 30

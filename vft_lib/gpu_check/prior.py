@@ -16,8 +16,8 @@ from ..prior.network import Condition
 from ..prior.prior import Prior
 from ..prior.sampling import Sampler
 from ..transformer.graphs import Graphs, rehearse
-from .check import Measure, Place, Row
 from .models import GB, bandwidth, timed, with_graphs
+from .rows import Measure, Place, Row
 
 
 def prior_config(place: Place, depth: int) -> PriorConfig:

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
-from .check import Measure, Place, Row
 from .compare import error_of
 from .models import (
     GB,
@@ -26,6 +25,7 @@ from .models import (
     tokens_of,
     with_graphs,
 )
+from .rows import Measure, Place, Row
 
 
 class Cancelled(Exception):
