@@ -216,7 +216,8 @@ class LoadTokenizer(io.ComfyNode):
             host.log.warning("%s: %s", tokenizer, problem)
         c = model.config
         text = "\n".join([
-            f"{c.name} · {c.size} px, {c.registers} tokens per latent frame, {c.fps:g} fps",
+            f"{c.name} · {c.size} px, {c.registers} tokens per latent frame, {c.fps:g} fps"
+            + f" · student of {c.distilled} passes" * bool(c.distilled),
             _about(path, model), *refused,
         ])  # fmt: skip
         loaded = LoadedTokenizer(model, host.patcher(model, compute, rest), how)

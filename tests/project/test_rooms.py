@@ -12,7 +12,8 @@ LIBRARY = Path(__file__).resolve().parents[2] / "vft_lib"
 ROOMS = (
     "errors", "files", "config", "token_file", "tokens", "transformer", "autoencoder",
     "image_features", "tokenizer", "prior", "video", "clips", "checkpoints", "models", "world",
-    "measure", "gpu_check", "footage", "shards", "train", "evaluation", "scoring", "study", "cli",
+    "measure", "gpu_check", "footage", "shards", "train", "distill", "evaluation", "scoring",
+    "study", "cli",
 )  # fmt: skip
 LONGEST = 350  # lines
 LONGER = {"world/world.py"}

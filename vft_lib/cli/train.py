@@ -1,4 +1,4 @@
-"""`vft train pack|vae|tokenizer|prior|all|card|prior-card`: from nothing to models and cards."""
+"""`vft train pack|vae|tokenizer|prior|all|distill|…card`: from nothing to models and cards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import VftError
 from ..files.atomic import alone
-from .common import device_of, note
+from .common import device_of, note, number
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,7 @@ def add_train_parser(subparsers: Any) -> None:
         ("tokenizer", _train_tokenizer, "the rest; writes OUT/tokenizer.safetensors"),
         ("prior", _train_prior, "the prior on that tokenizer; writes OUT/prior.safetensors"),
         ("all", _train_all, "the three, one after another, in one window of time"),
+        ("distill", _distill, "a flow decoder of few passes; writes OUT/tokenizer.safetensors"),
         ("card", _card, "measure a tokenizer on held-out clips; writes tables, plots, strips"),
         ("prior-card", _prior_card, "measure a prior: do its clips show what captions say?"),
         ("options-card", _options_card, "measure options of the sampler, at what cost"),
@@ -134,10 +135,17 @@ def _add_run(p: argparse.ArgumentParser, name: str) -> None:
     p.add_argument(
         "--textures", type=int, default=0, help="drawn pictures with natural statistics beside them"
     )
-    p.add_argument(
-        "--features", metavar="FILE",
-        help="frozen image features (lite0, or a file) for the perceptual term and the alignment",
-    )  # fmt: skip
+    if name == "distill":
+        p.set_defaults(features=None)
+        p.add_argument("--tokenizer", default="default", help="the teacher: default, or a file")
+        p.add_argument("--teacher-steps", type=int, help="default: of its best quality")
+        p.add_argument("--teacher-guidance", type=number, help="default: of its best quality")
+    else:
+        p.add_argument(
+            "--features", metavar="FILE",
+            help="frozen image features (lite0, or a file): perceptual term and alignment",
+        )  # fmt: skip
+        p.add_argument("--init", type=Path, help="begin from this file's weights, not anew")
     p.add_argument(
         "--processes", type=int, default=0,
         help="that draw procedural clips ahead (0: they are drawn when they are needed)",
@@ -155,7 +163,6 @@ def _add_run(p: argparse.ArgumentParser, name: str) -> None:
     p.set_defaults(began=time.monotonic())
     p.add_argument("--checkpoint-seconds", type=float, default=120.0)
     p.add_argument("--stop-after", type=int, help="stop after this many steps, as a kill would")
-    p.add_argument("--init", type=Path, help="begin from this file's weights, not anew")
     p.add_argument("--clips", type=int, help="training clips; more than before extends them")
     if name == "all":
         p.add_argument(
@@ -211,8 +218,9 @@ def _preset(args: argparse.Namespace) -> Preset:
     return PRESETS[args.preset]
 
 
-def _run(args: argparse.Namespace) -> Run:
-    """The run that the arguments describe; its clips begin to be drawn."""
+def _run(args: argparse.Namespace, preset: Preset | None = None) -> Run:
+    """The run that the arguments describe (`preset`: in place of the one that they name); its clips
+    begin to be drawn."""
     from ..footage.bank import ClipBank
     from ..footage.footage import Footage
     from ..footage.pack import load_pack
@@ -223,7 +231,7 @@ def _run(args: argparse.Namespace) -> Run:
     from ..train.presets import Preset
     from ..train.run import Run, draw_worlds
 
-    preset, device = _preset(args), _device(args)
+    preset, device = preset or _preset(args), _device(args)
     vae, tokenizer, prior = preset.vae, preset.tokenizer, preset.prior
     if args.clips:
         tokenizer, prior = replace(tokenizer, clips=args.clips), replace(prior, clips=args.clips)
@@ -301,6 +309,17 @@ def _train_all(args: argparse.Namespace) -> int:
     left = args.minutes - (time.monotonic() - args.began) / 60
     train_all(run, left, tuple(args.shares), args.init)
     return 0
+
+
+def _distill(args: argparse.Namespace) -> int:
+    from ..distill.run import preset_of, recipe_of, train_student
+
+    preset = _preset(args)
+    recipe = recipe_of(
+        args.preset, args.tokenizer, args.teacher_steps, args.teacher_guidance, args.steps
+    )
+    run = _run(args, preset_of(preset, recipe, args.tokenizer))
+    return _done(train_student(run, recipe, args.tokenizer, _window(args)))
 
 
 def _card(args: argparse.Namespace) -> int:

@@ -262,6 +262,8 @@ def _model_facts(args: argparse.Namespace, name: str) -> dict[str, Any]:
             "chunk_frames": c.chunk_frames, "overlap": c.overlap, "latent_shape": c.latent_shape,
             "sampling": dataclasses.asdict(c.sampling),
         }  # fmt: skip
+        if c.distilled:
+            facts["student"] = f"distilled to {c.distilled} passes without guidance"
     # Of state dicts: weights that stay in the host's memory are no parameters.
     parts = {n: sum(v.numel() for v in m.state_dict().values()) for n, m in model.named_children()}
     facts |= {

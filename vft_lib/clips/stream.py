@@ -157,7 +157,7 @@ def decode_file(
 def _facts(tokenizer: Tokenizer, tokens: Tokens, given: np.ndarray | None) -> dict[str, Any]:
     """All that the frames of a decode follow from, but for the sampling that is asked for."""
     return {
-        "tokenizer": tokenizer.fingerprint, "sampling": tokenizer.config.sampling,
+        "tokenizer": tokenizer.decoder_mark, "sampling": tokenizer.config.sampling,
         "dtype": tokenizer.dtype, "device": tokenizer.device.type, "torch": torch.__version__,
         "weights": sorted({str(w.dtype) for w in tokenizer.decoder.state_dict().values()}),
         "attention": tokenizer.decoder.trunk.backend, "at_once": tokenizer.frames_at_once,

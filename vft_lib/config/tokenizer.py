@@ -13,7 +13,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from .fields import canonical, from_json, spelled_out
-from .sampling import UNMEASURED, SamplingDefaults
+from .sampling import MAX_STEPS, UNMEASURED, SamplingDefaults
 
 # What a config may say; models that are published or trained here stay far below. A model is only
 # described until its weights are known to be in the file, so these bound what a description costs.
@@ -158,7 +158,9 @@ class TokenizerConfig:
 
     `size` is the side of the square picture in pixels, `registers` is K, the largest budget per
     latent frame, `overlap` the number of frames shared by neighbouring chunks (0 or 1) and `fps`
-    the frame rate that clips are sampled at unless the user says otherwise.
+    the frame rate that clips are sampled at unless the user says otherwise. `distilled`: how many
+    passes without guidance the flow decoder was distilled to by `vft train distill` (0: it was
+    not). Such a student has its teacher's name, fingerprint and ids.
     """
 
     name: str
@@ -172,8 +174,11 @@ class TokenizerConfig:
     fps: float = 8.0
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     sampling: SamplingDefaults = UNMEASURED
+    distilled: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.distilled <= MAX_STEPS:
+            raise ConfigError(f"distilled is {self.distilled}; expected 0 to {MAX_STEPS} passes")
         if (self.chunk_frames - 1) % 4 or self.chunk_frames < 5:
             raise ConfigError(f"chunk_frames is {self.chunk_frames}; expected 1 + 4n with n >= 1")
         if self.overlap not in (0, 1):
@@ -300,7 +305,7 @@ class TokenizerConfig:
     def identity(self) -> str:
         """Canonical JSON of what ids depend on: no name, frame rate or sampling defaults, and no
         entry that stands at its default, so that later entries change nothing."""
-        free = {"name", "fps", "sampling"}
+        free = {"name", "fps", "sampling", "distilled"}
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         kept = {k: spelled_out(v) for k, v in own.items() if k not in free}
         return canonical(kept)

@@ -99,7 +99,7 @@ def recipes(tokenizer: Tokenizer) -> tuple[ClassifierRecipe, OutlineRecipe]:
     """Softened clips cost most, in proportion to the picture: of a tokenizer for more than 64 px
     there are as many fewer, and of its pictures the outline network sees 64 px anyway."""
     share = min(1.0, (SIZE / tokenizer.config.size) ** 2)
-    c, o = ClassifierRecipe(tokenizer.fingerprint), OutlineRecipe(tokenizer.fingerprint)
+    c, o = ClassifierRecipe(tokenizer.decoder_mark), OutlineRecipe(tokenizer.decoder_mark)
     return (
         dataclasses.replace(c, softened=round(c.softened * share)),
         dataclasses.replace(o, softened=round(o.softened * share)),

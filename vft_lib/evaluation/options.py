@@ -93,7 +93,7 @@ def write_options(name: str, out: Path, device: torch.device, recipe: OptionsRec
         raise VftError(f"{recipe.pack}: it holds no two held-out clips of {c.chunk_frames} frames")
     file, shown = out / "options.json", spread(len(names), 4)
     facts = {
-        "tokenizer": c.name, "fingerprint": tokenizer.fingerprint, "budget": recipe.budget,
+        "tokenizer": c.name, "fingerprint": tokenizer.decoder_mark, "budget": recipe.budget,
         "frames": c.chunk_frames, "autocast": str(dtype).removeprefix("torch."), "clips": names,
         "network": network.file.name,
     }  # fmt: skip

@@ -23,6 +23,7 @@ from ..checkpoints.convert import TOKENIZER_ENTRIES, read_published
 from ..checkpoints.convert_prior import PRIOR_ENTRIES, is_prior, read_published_prior
 from ..checkpoints.dino import KIND, build_dino, read_dino_config
 from ..checkpoints.published import parse_config, read_config
+from ..config.tokenizer import TokenizerConfig
 from ..errors import CheckpointError
 from ..files.atomic import check_place
 from ..files.packaged import packaged
@@ -63,16 +64,30 @@ def load_tokenizer(
     has the layer classes to build with, those of `torch.nn` unless given. Raises CheckpointError,
     with one line, for anything but a sound file.
     """
-    source = Source.open(resolve(name))
-    if "vft" in source.metadata:
-        config, mark, weights = read_tokenizer(source)
-    else:
-        config, weights = read_published(source)
-        mark = fingerprint(config, weights)
+    source, config, mark, weights = stored_tokenizer(name)
     with torch.device("meta"):
         tokenizer = Tokenizer(config, mark, ops)
+    if config.distilled:
+        tokenizer.decoder_mark = f"{mark} {header_of(source, 'tokenizer')[0].get('digest')}"
     tokenizer.decoder.offload_modulation()
     return _filled(tokenizer, weights, device, dtype)
+
+
+def stored_tokenizer(
+    name: str | Path,
+) -> tuple[Source, TokenizerConfig, str, Mapping[str, Tensor]]:
+    """The file that `name` means, as :func:`load_tokenizer` reads it: with its config, fingerprint
+    and weights as they are stored, read when asked for."""
+    source = Source.open(resolve(name))
+    if "vft" in source.metadata:
+        return source, *read_tokenizer(source)
+    config, weights = read_published(source)
+    return source, config, fingerprint(config, weights), weights
+
+
+def licence_of(source: Source) -> str:
+    """What a file of ours says, or words that send to the published one."""
+    return source.metadata.get("license") or "that of the published file it was converted from"
 
 
 def load_prior(
@@ -168,7 +183,7 @@ def convert(
     if "vft" in source.metadata:
         raise CheckpointError(f"{src} is a file of ours already; use it as it is")
     check_place(dst, source.bytes_in(dtype))
-    license = license or "that of the published file it was converted from"
+    license = license or licence_of(source)
     data = read_config(source, frozenset()) if source.path.is_dir() else {}
     if data.get("model_type") == KIND:
         dino = read_dino_config(data, str(src))

@@ -49,7 +49,7 @@ def generate(
     place of the protocol's. Clip i is written with seed i, and decoded as the protocol says."""
     sampler, p, c = Sampler(scorer.protocol, tokenizer), scorer.protocol, prior.config
     share, real = share or Share(), list(source.ids)
-    facts = scorer.facts | {"tokenizer": tokenizer.fingerprint, "place": place,
+    facts = scorer.facts | {"tokenizer": tokenizer.decoder_mark, "place": place,
                             "sampler": sampler.line}  # fmt: skip
     texts = {} if prompts.by_class else prompts.texts
     told = digest_of([f"{clip}\t{text}" for clip, text in prompts.texts.items()])

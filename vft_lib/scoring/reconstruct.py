@@ -107,7 +107,7 @@ def reconstruct(
         *(Way("blocks", f"{side} px blocks") for side in block_sides(c.size)),
         *(Way("codec", codec.name, limit=n) for codec in codecs for n in limits),
     ]
-    facts = scorer.facts | {"tokenizer": tokenizer.fingerprint, "sampler": sampler.line,
+    facts = scorer.facts | {"tokenizer": tokenizer.decoder_mark, "sampler": sampler.line,
                             "place": place}  # fmt: skip
     stores = [Store(out / "clips", facts | {"way": str(way)}) for way in (None, *ways)]
 

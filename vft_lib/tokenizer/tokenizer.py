@@ -36,12 +36,12 @@ class Tokenizer(nn.Module):
     """Video autoencoder, register encoder, FSQ and flow decoder of one checkpoint.
 
     Build it with :func:`vft_lib.load_tokenizer`. `fingerprint` names the weights: tokens carry it,
-    and decoding tokens of another fingerprint is refused.
+    and decoding tokens of another is refused. `decoder_mark`: the same, but a student's its own.
     """
 
     def __init__(self, config: TokenizerConfig, fingerprint: str = "", ops: Any = nn) -> None:
         super().__init__()
-        self.config, self.fingerprint = config, fingerprint
+        self.config, self.fingerprint, self.decoder_mark = config, fingerprint, fingerprint
         self.vae = VideoAutoencoder(config.vae, ops)
         self.encoder = Encoder(config, ops)
         self.fsq = FSQ(config.fsq_levels)

@@ -167,7 +167,10 @@ class TokenizerTask(Task):
             else:
                 codes = self.fsq.quantize(read)
         missed, out = [], {}
-        for keep, part in zip(_budgets(r, rng), torch.arange(b).chunk(r.groups)):
+        budgets = [r.config.registers] * r.groups
+        if r.nested:
+            budgets = draw_budgets(r.config.registers, r.groups, rng)
+        for keep, part in zip(budgets, torch.arange(b).chunk(r.groups)):
             rows = slice(int(part[0]), int(part[-1]) + 1)
             error = self._error(
                 clean[rows], noise[rows], timestep[rows], codes[rows], keep, null[rows],
@@ -275,14 +278,12 @@ def ids_of_latents(tokenizer: Tokenizer, latents: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _budgets(recipe: TokenizerRecipe, rng: np.random.Generator) -> list[int]:
+def draw_budgets(registers: int, groups: int, rng: np.random.Generator) -> list[int]:
     """One budget for each group: powers of two k up to all registers, drawn in proportion to
     sqrt(k): late tokens are rarely kept, so they learn slowest."""
-    if not recipe.nested:
-        return [recipe.config.registers] * recipe.groups
-    powers = np.array([1 << i for i in range(20) if 1 << i <= recipe.config.registers])
+    powers = np.array([1 << i for i in range(20) if 1 << i <= registers])
     share = np.sqrt(powers)
-    return [int(k) for k in rng.choice(powers, recipe.groups, p=share / share.sum())]
+    return [int(k) for k in rng.choice(powers, groups, p=share / share.sum())]
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""A student flow decoder for the ids of any tokenizer, that needs one to four passes."""
