@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_tiny
 from train_tasks import SCHEDULE, vae_task
 
+from vft_lib.files.tensor_files import Source
 from vft_lib.models.loading import load_tokenizer
 from vft_lib.train.loop import step_generator
 from vft_lib.video.video_out import write_video
@@ -71,6 +73,21 @@ def test_both_train_all_stages_on_clips_that_one_has_decoded(tmp_path: Path) -> 
         rows = [json.loads(r) for r in (out / stage / "log.jsonl").read_text().splitlines()]
         steps = [r["step"] for r in rows]
         assert steps == sorted(set(steps)), "one process writes the log"
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_student(tmp_path: Path) -> None:
+    teacher = save_tiny(tmp_path / "teacher.safetensors", seed=4)
+    out = tmp_path / "out"
+    torchrun(
+        "-m", "vft_lib", "train", "distill", "--preset", "tiny", "--tokenizer", str(teacher),
+        "--no-real", "--device", "cpu", "--steps", "4", "--out", str(out),
+    )  # fmt: skip
+    rows = [json.loads(r) for r in (out / "distill/log.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [0, 3], "one process writes the log"
+    old, new = Source.open(teacher), Source.open(out / "tokenizer.safetensors")
+    assert any(not torch.equal(w, new[k]) for k, w in old.items())
+    assert all(torch.equal(w, new[k]) for k, w in old.items() if not k.startswith("decoder."))
 
 
 @pytest.mark.slow
