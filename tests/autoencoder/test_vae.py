@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from vft_lib.autoencoder.convolutions import TimeUp
 from vft_lib.autoencoder.vae import VideoAutoencoder
 from vft_lib.config.tokenizer import VAEConfig
 from vft_lib.errors import VftError
@@ -156,3 +157,18 @@ def test_in_pieces_it_takes_less_memory() -> None:
                 peak = max(peak, alive)
         peaks.append(peak)
     assert peaks[1] < 0.5 * peaks[0]
+
+
+def test_gradients_in_bfloat16_are_numbers() -> None:
+    """oneDNN's gradient of a 3-D kernel of this shape is NaN on processors with AMX."""
+    torch.manual_seed(0)
+    up, x = TimeUp(96), torch.randn(3, 3, 32, 32, 96)
+    up(x).square().mean().backward()
+    wanted = [p.grad for p in up.parameters()]
+    up.zero_grad(set_to_none=True)
+    up = up.bfloat16()
+    up(x.bfloat16()).float().square().mean().backward()
+    for p, exact in zip(up.parameters(), wanted):
+        assert p.grad is not None and exact is not None
+        error = (p.grad.float() - exact).norm() / exact.norm()
+        assert error < 0.03, error

@@ -39,6 +39,14 @@ def side_by_side(x: Tensor, frames: int, stride: int = 1) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
+def lies_flat(x: Tensor) -> bool:
+    """Whether convolutions over time and space become two-dimensional ones of frames that lie
+    :func:`side_by_side`: in training on a GPU, and for gradients in bfloat16 on a CPU. There
+    oneDNN's gradient of a 3-D kernel is NaN for some shapes on processors with AMX (torch 2.13)."""
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return fused.active() or (on_cpu and torch.is_grad_enabled())
+
+
 def flat_conv3d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A convolution with `weight` `[O,I,k,3,3]` of frames that lie :func:`side_by_side`
     `[B,T,H,W,k·I]` -> `[B,T,H,W,O]`."""
@@ -102,7 +110,7 @@ class Conv3d(nn.Module):
 
     def forward(self, x: Tensor, past: Past | None = None) -> Tensor:
         x, weight = with_front(self, x, self.front, past), self.conv.weight
-        if fused.active():
+        if lies_flat(x):
             return flat_conv3d(side_by_side(x, 3, self.conv.stride[0]), weight, self.conv.bias)
         if winograd.pays(x, weight):
             y = side_by_side(x, 3, self.conv.stride[0])
@@ -148,7 +156,7 @@ class TimeUp(nn.Module):
         w0, w1, w2 = conv.weight.float().unbind(2)  # (C, C, 3, 3) each
         both = torch.cat([torch.stack([w0 + w1, w2], 2), torch.stack([w0, w1 + w2], 2)])
         padded, bias = with_front(self, x, 1, past), conv.bias.repeat(2).to(x)
-        if fused.active():
+        if lies_flat(x):
             y = flat_conv3d(side_by_side(padded, 2), both.to(x), bias)
         else:
             padded = padded.permute(0, 4, 1, 2, 3)  # (B, C, 1+T, H, W)
