@@ -125,7 +125,8 @@ def _partial(prior: LoadedPrior, work: host.Work) -> Any:
             c = loaded.model.config
             t, length = c.latent_frames, min(tokens.frames, c.chunk_frames)
             first = tokens.with_ids(tokens.ids[:, :t], tokens.rows[:t], frames=length)
-            video = loaded.model.decode(first, steps=PREVIEW_STEPS, guidance=1.0)
+            model = loaded.model
+            video = model.decode(first, steps=PREVIEW_STEPS, guidance=1.0, quality="draft")
             frames = list(to_frames(video[0]))
             work.show(frames[len(frames) // 2])
 

@@ -84,6 +84,7 @@ class BudgetSweep(io.ComfyNode):
             )
         parts = [tokens.truncate(k) for k in ks]
         sampling = sampling_of(steps, guidance, seed, quality)
+        before = tokenizer.model.passes.previewed
         clips = [
             decoded(tokenizer, part, work, sampling, part=(i, len(parts)))
             for i, part in enumerate(parts)
@@ -113,6 +114,7 @@ class BudgetSweep(io.ComfyNode):
             for r in rows
         )
         text = f"against {against}\n{text}"
+        text += "\npreview decoder" * (tokenizer.model.passes.previewed > before)
         table = json.dumps({"against": against, "rows": rows}, indent=1)
         video = make_video(images, tokens.fps)
         return io.NodeOutput(images, video, picture[None], table, ui={"text": (text,)})

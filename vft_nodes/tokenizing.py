@@ -173,8 +173,9 @@ def quality_input() -> io.Input:
     """Behind all others: widgets of saved workflows keep their places."""
     return io.Combo.Input(
         "quality", options=list(get_args(Quality)), default="normal", optional=True,
-        tooltip="What steps and guidance of 0 come to. draft: a sketch, in four passes or fewer; "
-        "best: what was measured best, whatever it takes.",
+        tooltip="What steps and guidance of 0 come to. draft: a sketch, in four passes or fewer, "
+        "through the preview decoder if the tokenizer has one; best: what was measured best, "
+        "whatever it takes.",
     )  # fmt: skip
 
 
@@ -201,8 +202,7 @@ def decoded(
             nonlocal done
             done += 1
             if done % every == 0:
-                picture = model.vae.decode(latents[:1, :, :1].to(model.dtype))
-                work.show(next(to_frames(picture[0])))
+                work.show(next(to_frames(model.draft_picture(latents[:1, :, :1])[0])))
 
         make = partial(decode_frames, model, tokens) if redo is None else redo().frames
         frames: Iterator[np.ndarray] = make(

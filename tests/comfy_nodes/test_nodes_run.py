@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from comfy_world import Made, VideoFromFile
-from conftest import add_sound, moving_picture
+from conftest import add_sound, moving_picture, save_tiny
+from preview import with_preview
 
 from vft_lib.video.video_out import write_video
 
@@ -350,6 +351,53 @@ def test_decode_shows_where_it_is_heading(small: Made) -> None:
     with small.previews() as shown:
         small.host.results("VFTDecode", **run, preview=False)
     assert not shown
+
+
+@pytest.fixture
+def previewed(small: Made) -> Made:
+    """The tiny tokenizer with a preview decoder: its tokens are the same."""
+    models = small.host.models
+    plain = save_tiny(models / "plain.safetensors", name="small")
+    file = with_preview(plain, models / "previewed.safetensors")
+    try:
+        tokenizer = small.host.results("VFTLoadTokenizer", tokenizer=file.name)[0]
+    finally:
+        plain.unlink()
+        file.unlink()
+    return dataclasses.replace(small, tokenizer=tokenizer)
+
+
+def test_a_draft_goes_through_the_preview_decoder(small: Made, previewed: Made) -> None:
+    run = {"tokens": small.tokens, "steps": 1, "preview": False}
+
+    def text(made: Made, node: str = "VFTDecode", **words: Any) -> str:
+        return made.host.run(node, tokenizer=made.tokenizer, **words).ui["text"][0]
+
+    assert "1 passes, preview decoder" in text(previewed, quality="draft", **run)
+    assert "preview decoder" not in text(previewed, **run)
+    assert "preview decoder" not in text(small, quality="draft", **run)
+    images = [
+        made.host.results("VFTDecode", tokenizer=made.tokenizer, quality="draft", **run)[0]
+        for made in (small, previewed)
+    ]
+    assert images[0].shape == images[1].shape
+    assert not torch.equal(*images)
+    sweep = {"tokens": small.tokens, "steps": 1, "budgets": "1 2"}
+    assert text(previewed, "VFTBudgetSweep", quality="draft", **sweep).endswith("\npreview decoder")
+    assert "preview decoder" not in text(previewed, "VFTBudgetSweep", **sweep)
+
+
+def test_live_previews_come_from_the_preview_decoder(previewed: Made) -> None:
+    """The clip itself does not: it is no draft."""
+    drawn: list[tuple[int, ...]] = []
+    decoder = previewed.tokenizer.model.preview
+    decoder.register_forward_hook(lambda _, inputs, y: drawn.append(tuple(y.shape)))
+    run = {"tokenizer": previewed.tokenizer, "tokens": previewed.tokens, "steps": 5}
+    with previewed.previews() as shown:
+        out = previewed.host.run("VFTDecode", **run)
+    assert len(shown) == 5
+    assert drawn == [(1, 3, 1, 32, 32)] * 5
+    assert "preview decoder" not in out.ui["text"][0]
 
 
 def test_tokens_are_saved_with_the_workflow_and_loaded(made: Made, monkeypatch: Any) -> None:

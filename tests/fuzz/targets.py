@@ -10,6 +10,7 @@ header; `C` a config alone, to which sound tensors are added.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from vft_lib.checkpoints import convert
 from vft_lib.checkpoints.checkpoint import read_prior, read_tokenizer, weight_shapes
 from vft_lib.checkpoints.convert import read_published
 from vft_lib.checkpoints.convert_prior import _config, published_name, read_published_prior
+from vft_lib.config.preview import PreviewConfig
 from vft_lib.config.prior import PriorConfig, TextEncoderConfig
 from vft_lib.config.tokenizer import (
     DecoderConfig,
@@ -59,6 +61,7 @@ TOKENIZER = TokenizerConfig(
         PosembConfig((5, 2)),
     ),
 )  # fmt: skip
+PREVIEWED = dataclasses.replace(TOKENIZER, preview=PreviewConfig(4, 1, 2, 2))
 PRIOR = PriorConfig(
     "small", "small", 1, 8, 10, "both", vocab=16, head_dim=8, classes=("run", "sit"), ctx_dim=8,
     n_ctx_null=2, max_text_len=4, embedding="factorized", fsq_levels=(4, 4), size=16,
@@ -229,7 +232,7 @@ def our_header(config: TokenizerConfig | PriorConfig) -> dict[str, Any]:
 
 def checkpoint_examples() -> list[bytes]:
     published_tokenizer()  # read once
-    configs = (TOKENIZER, PRIOR)
+    configs = (TOKENIZER, PREVIEWED, PRIOR)
     files = [b"S" + json.dumps(our_header(c)).encode() for c in configs]
     return files + [b"C" + c.to_json().encode() for c in configs]
 
@@ -244,8 +247,8 @@ def config(data: bytes) -> None:
 
 
 def config_examples() -> list[bytes]:
-    tokenizer = b"T" + TOKENIZER.to_json().encode()
-    return [tokenizer, b"P" + PRIOR.to_json().encode()]
+    tokenizers = [b"T" + c.to_json().encode() for c in (TOKENIZER, PREVIEWED)]
+    return [*tokenizers, b"P" + PRIOR.to_json().encode()]
 
 
 # ------------------------------------------------------------------ published files

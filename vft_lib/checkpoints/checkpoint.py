@@ -27,6 +27,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from .dino import DinoConfig
 
 FORMAT = "1"
+PREVIEW = "preview."  # how the names of the preview decoder's tensors begin
 CHECKED_BYTES = 1 << 28  # hashing a file up to 256 MiB takes less than a second
 Config = TypeVar("Config", TokenizerConfig, PriorConfig)
 
@@ -35,9 +36,9 @@ def fingerprint(config: TokenizerConfig, weights: Mapping[str, Tensor]) -> str:
     """16 hex digits that name a tokenizer: whoever has them can read its ids.
 
     Over the weights as trained and what the ids depend on in the config; a file's name, its
-    storage dtype and the defaults for sampling make no difference.
+    storage dtype, the defaults for sampling and a preview decoder make no difference.
     """
-    return digest(config.identity(), weights)
+    return digest(config.identity(), weights, [k for k in weights if not k.startswith(PREVIEW)])
 
 
 def save_tokenizer(
@@ -46,8 +47,10 @@ def save_tokenizer(
 ) -> str:  # fmt: skip
     """Write a tokenizer in one file, atomically, its weights cast to `dtype` (None: as they are)
     and held one at a time. Returns the fingerprint: `mark`, or that of the cast weights."""
-    text, identity = config.to_json(), config.identity()
-    return _save(path, "tokenizer", text, identity, Cast(weights, dtype), license, mark)
+    text, identity, cast = config.to_json(), config.identity(), Cast(weights, dtype)
+    if config.preview is not None:
+        mark = mark or fingerprint(config, cast)
+    return _save(path, "tokenizer", text, identity, cast, license, mark)
 
 
 def save_prior(

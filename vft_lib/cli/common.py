@@ -112,7 +112,8 @@ def add_quality_option(parser: Any) -> None:
     """What stands in for sampling options that are not given."""
     parser.add_argument(
         "--quality", default="normal", metavar="draft|normal|best",
-        help="what the other sampling options are unless given: as measured for the model",
+        help="what the other sampling options are unless given: as measured for the model; a draft "
+        "goes through the model's preview decoder, if it has one",
     )  # fmt: skip
 
 

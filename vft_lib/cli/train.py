@@ -1,4 +1,4 @@
-"""`vft train pack|vae|tokenizer|prior|all|distill|…card`: from nothing to models and cards."""
+"""`vft train vae|tokenizer|prior|all|distill|preview|…card`: from nothing to models and cards."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import VftError
 from ..files.atomic import alone
 from .common import device_of, note, number
+from .tokenize import add_pack_parser
 
 if TYPE_CHECKING:
     import torch
@@ -29,22 +30,24 @@ def add_train_parser(subparsers: Any) -> None:
     """Add `train` and its steps to the command line."""
     parser = subparsers.add_parser("train", help="train a tokenizer and a prior from nothing")
     steps = parser.add_subparsers(dest="step", required=True)
-    _add_pack(steps)
+    add_pack_parser(steps)
     for name, func, text in (
         ("vae", _train_vae, "the video autoencoder; writes OUT/vae.safetensors"),
         ("tokenizer", _train_tokenizer, "the rest; writes OUT/tokenizer.safetensors"),
         ("prior", _train_prior, "the prior on that tokenizer; writes OUT/prior.safetensors"),
         ("all", _train_all, "the three, one after another, in one window of time"),
         ("distill", _distill, "a flow decoder of few passes; writes OUT/tokenizer.safetensors"),
+        ("preview", _train_preview, "a tokenizer's preview decoder; writes it with that tokenizer"),
         ("card", _card, "measure a tokenizer on held-out clips; writes tables, plots, strips"),
         ("prior-card", _prior_card, "measure a prior: do its clips show what captions say?"),
         ("options-card", _options_card, "measure options of the sampler, at what cost"),
     ):
         p = steps.add_parser(name, help=text)
         p.set_defaults(func=func if "card" in name else partial(_alone, func))
-        p.add_argument(
-            "--preset", default="nano", help="nano (CPU), small (one GPU) or tiny (tests)"
-        )
+        if name != "preview":
+            p.add_argument(
+                "--preset", default="nano", help="nano (CPU), small (one GPU) or tiny (tests)"
+            )
         p.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if used")
         p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
         p.add_argument(
@@ -95,40 +98,6 @@ def add_train_parser(subparsers: Any) -> None:
             _add_run(p, name)
 
 
-def _add_pack(steps: Any) -> None:
-    """Add `pack` to the steps of `train`."""
-    p = steps.add_parser("pack", help="real training pictures in one file; writes OUT")
-    p.add_argument("--out", type=Path, required=True, help="the file, for --pack FILE")
-    p.add_argument("--size", type=int, default=128, help="training size in px (default: 128)")
-    p.add_argument("--fps", type=float, default=8.0, help="frames per second (default: 8)")
-    p.add_argument("--quality", type=int, default=80, help="of AVIF, 0 to 100 (default: 80)")
-    p.add_argument(
-        "--megabytes", type=float, default=36.0, help="the most that it may take (default: 36)"
-    )
-    p.add_argument(
-        "--real", type=Path, action="append", default=[], metavar="DIR",
-        help="a folder of pictures in place of the packages; may be given several times",
-    )  # fmt: skip
-    p.add_argument("--processes", type=int, help="default: one per core")
-    p.set_defaults(func=_pack)
-
-
-def _pack(args: argparse.Namespace) -> int:
-    from ..footage.packing import Recipe, write_pack
-
-    recipe = Recipe(args.size, args.fps, args.quality, args.megabytes)
-    info = write_pack(args.out, recipe, args.real, args.processes)
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
-    for split in ("train", "held"):
-        clips = [p for p in info.pictures if (p.kind, p.split) == ("clip", split)]
-        stills = sum((p.kind, p.split) == ("still", split) for p in info.pictures)
-        frames = sum(p.frames for p in clips)
-        print(f"{split}: {len(clips)} clips of {frames} frames, {stills} stills")
-    for name, facts in info.packages.items():
-        print(f"{name} {facts['version']}: {facts['licence']}")
-    return 0
-
-
 def _add_run(p: argparse.ArgumentParser, name: str) -> None:
     """What the stages of a run take."""
     p.add_argument("--pack", type=Path, help="real pictures in one file (vft train pack)")
@@ -145,7 +114,8 @@ def _add_run(p: argparse.ArgumentParser, name: str) -> None:
             "--features", metavar="FILE",
             help="frozen image features (lite0, or a file): perceptual term and alignment",
         )  # fmt: skip
-        p.add_argument("--init", type=Path, help="begin from this file's weights, not anew")
+        if name != "preview":
+            p.add_argument("--init", type=Path, help="begin from this file's weights, not anew")
     p.add_argument(
         "--processes", type=int, default=0,
         help="that draw procedural clips ahead (0: they are drawn when they are needed)",
@@ -163,7 +133,11 @@ def _add_run(p: argparse.ArgumentParser, name: str) -> None:
     p.set_defaults(began=time.monotonic())
     p.add_argument("--checkpoint-seconds", type=float, default=120.0)
     p.add_argument("--stop-after", type=int, help="stop after this many steps, as a kill would")
-    p.add_argument("--clips", type=int, help="training clips; more than before extends them")
+    if name == "preview":
+        p.add_argument("--tokenizer", default="default", help="default, a name, or a file")
+        p.set_defaults(clips=None)
+    else:
+        p.add_argument("--clips", type=int, help="training clips; more than before extends them")
     if name == "all":
         p.add_argument(
             "--shares", type=float, nargs=3, default=(35, 50, 15),
@@ -320,6 +294,23 @@ def _distill(args: argparse.Namespace) -> int:
     )
     run = _run(args, preset_of(preset, recipe, args.tokenizer))
     return _done(train_student(run, recipe, args.tokenizer, _window(args)))
+
+
+def _train_preview(args: argparse.Namespace) -> int:
+    from ..models.loading import load_tokenizer
+    from ..train.loop import autocast_dtype
+    from ..train.presets import preview_preset, preview_recipe
+    from ..train.run import train_preview
+
+    device = _device(args)
+    dtype = _dtype(args) or autocast_dtype(device)
+    tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=dtype)
+    args.out.mkdir(parents=True, exist_ok=True)
+    recipe = preview_recipe(tokenizer.config)
+    if args.steps:
+        recipe = replace(recipe, schedule=replace(recipe.schedule, steps=args.steps))
+    run = replace(_run(args, preview_preset(tokenizer.config)), tokenizer=args.tokenizer)
+    return _done(train_preview(run, recipe, tokenizer, _window(args)))
 
 
 def _card(args: argparse.Namespace) -> int:

@@ -264,6 +264,8 @@ def _model_facts(args: argparse.Namespace, name: str) -> dict[str, Any]:
         }  # fmt: skip
         if c.distilled:
             facts["student"] = f"distilled to {c.distilled} passes without guidance"
+        if c.preview is not None:
+            facts["preview_decoder"] = dataclasses.asdict(c.preview)
     # Of state dicts: weights that stay in the host's memory are no parameters.
     parts = {n: sum(v.numel() for v in m.state_dict().values()) for n, m in model.named_children()}
     facts |= {

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import VftError
 from ..files.atomic import check_space
+from ..files.tensor_files import digest
 from ..tokenizer.parts import Estimate
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
@@ -139,6 +140,8 @@ def decode_file(
         chunks = None
         if resume is not None and tokenizer.chunk_count(tokens.frames) > 1:
             facts = _facts(tokenizer, tokens, given) | {"asked": sampling}
+            if sampling.quality == "draft" and tokenizer.preview is not None:
+                facts["preview"] = digest("", tokenizer.preview.state_dict())
             chunks = stack.enter_context(chunks_beside(out, facts, resume, say))
             raw += raw // COMPRESSED - chunks.size
         else:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from .fields import canonical, from_json, spelled_out
+from .preview import PreviewConfig
 from .sampling import MAX_STEPS, UNMEASURED, SamplingDefaults
 
 # What a config may say; models that are published or trained here stay far below. A model is only
@@ -160,7 +161,8 @@ class TokenizerConfig:
     latent frame, `overlap` the number of frames shared by neighbouring chunks (0 or 1) and `fps`
     the frame rate that clips are sampled at unless the user says otherwise. `distilled`: how many
     passes without guidance the flow decoder was distilled to by `vft train distill` (0: it was
-    not). Such a student has its teacher's name, fingerprint and ids.
+    not). Such a student has its teacher's name, fingerprint and ids. `preview`: of the preview
+    decoder, an optional part (None: there is none).
     """
 
     name: str
@@ -175,6 +177,7 @@ class TokenizerConfig:
     fsq_levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
     sampling: SamplingDefaults = UNMEASURED
     distilled: int = 0
+    preview: PreviewConfig | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.distilled <= MAX_STEPS:
@@ -299,13 +302,16 @@ class TokenizerConfig:
         return self.vae.latent_channels, self.latent_frames, side, side
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no white space; what fingerprints are made of."""
-        return canonical(dataclasses.asdict(self))
+        """Canonical JSON: sorted keys, no white space. Without an entry for a part that is not
+        there: such a file is the same to the byte, and programs from before the part read it."""
+        data = dataclasses.asdict(self)
+        return canonical({k: v for k, v in data.items() if k != "preview" or v is not None})
 
     def identity(self) -> str:
-        """Canonical JSON of what ids depend on: no name, frame rate or sampling defaults, and no
-        entry that stands at its default, so that later entries change nothing."""
-        free = {"name", "fps", "sampling", "distilled"}
+        """Canonical JSON of what ids depend on, and fingerprints are made of: no name, frame rate,
+        sampling defaults, distillation or preview decoder, and no entry that stands at its default,
+        so that later entries change nothing."""
+        free = {"name", "fps", "sampling", "distilled", "preview"}
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         kept = {k: spelled_out(v) for k, v in own.items() if k not in free}
         return canonical(kept)

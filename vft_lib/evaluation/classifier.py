@@ -161,7 +161,7 @@ def labelled_ids(
         ]
         video = to_video([clip.video for clip in clips])
         with torch.autocast(tokenizer.device.type, dtype, enabled=dtype != torch.float32):
-            ids.append(tokenizer.ids_of(video).cpu())
+            ids.append(tokenizer.fsq.ids(tokenizer.encoder(*tokenizer.seen(video, False))).cpu())
         for name, values in LABELS.items():
             labels[name] += [values.index(getattr(clip, name)) for clip in clips]
     return torch.cat(ids), {name: torch.tensor(v) for name, v in labels.items()}

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config.sampling import Quality, Recipe
+from ..autoencoder.preview import PreviewDecoder
+from ..config.sampling import Quality
 from ..errors import VftError
 from ..files.atomic import replacing, write_bytes
+from ..files.tensor_files import digest
 from ..footage.footage import to_video
 from ..measure.bench import operations
 from ..measure.metrics import psnr
@@ -109,7 +111,7 @@ def write_options(name: str, out: Path, device: torch.device, recipe: OptionsRec
     pictures = [{"original": Shown(found[names[i]])} for i in shown]
     table = []
     for option, sampling in settled.items():
-        key = option if sampling is None else _key(sampling.recipe)
+        key = option if sampling is None else _key(sampling, tokenizer.preview)
         kept = out / "pictures" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
         if key not in rows or not kept.exists():
             before = tokenizer.passes.run
@@ -132,10 +134,14 @@ def write_options(name: str, out: Path, device: torch.device, recipe: OptionsRec
     print(text)
 
 
-def _key(recipe: Recipe) -> str:
-    """The same for recipes that sample the same."""
+def _key(sampling: Sampling, preview: PreviewDecoder | None) -> str:
+    """The same for what samples the same, and makes pixels the same way."""
+    recipe = sampling.recipe
     plain = replace(recipe, apg=False, interval=(0.0, 1.0))
-    return repr(plain if recipe.guidance == 1 else recipe)
+    key = repr(plain if recipe.guidance == 1 else recipe)
+    if sampling.quality == "draft" and preview is not None:
+        key += f" preview {digest('', preview.state_dict())}"
+    return key
 
 
 def _rows_of(file: Path, facts: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +107,33 @@ class Cast(Mapping[str, Tensor]):
         return len(self.weights)
 
 
-def digest(text: str, weights: Mapping[str, Tensor]) -> str:
-    """16 hex digits over a text and every weight, read one at a time."""
-    return digests({text}, weights)[text]
+class Gathered(Mapping[str, Tensor]):
+    """Tensors out of several files or networks: `places` says for each name whose it is."""
+
+    def __init__(self, places: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.places = places
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.places[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
 
 
-def digests(texts: Set[str], weights: Mapping[str, Tensor]) -> dict[str, str]:
+def digest(text: str, weights: Mapping[str, Tensor], names: Iterable[str] | None = None) -> str:
+    """16 hex digits over a text and every weight (or those of `names`), read one at a time."""
+    return digests({text}, weights, names)[text]
+
+
+def digests(
+    texts: Set[str], weights: Mapping[str, Tensor], names: Iterable[str] | None = None
+) -> dict[str, str]:
     """For each text its :func:`digest`; the weights are read once."""
     hashes = {text: hashlib.sha256(text.encode()) for text in texts}
-    for name in sorted(weights):
+    for name in sorted(weights if names is None else names):
         w = weights[name]
         data = _bytes(w)
         for h in hashes.values():

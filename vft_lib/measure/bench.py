@@ -206,6 +206,8 @@ def stages(
     yield "autoencoder, encode", lambda: tok.vae.encode(video)
     yield "encoder", lambda: tok.encoder(latents)
     yield "autoencoder, decode", lambda: tok.vae.decode(latents)
+    if (preview := tok.preview) is not None:
+        yield "preview decoder", lambda: preview(latents)
     times = torch.tensor(Schedule(MODULATED).asked(), device=device)
     yield f"modulation of {MODULATED} steps", lambda: tok.decoder.modulate(times, dtype)
     tok.modulations.of(tok.decoder, Schedule(1).asked(), tok.device, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints.checkpoint import (
+    PREVIEW,
     fingerprint,
     header_of,
     read_prior,
@@ -23,11 +25,12 @@ from ..checkpoints.convert import TOKENIZER_ENTRIES, read_published
 from ..checkpoints.convert_prior import PRIOR_ENTRIES, is_prior, read_published_prior
 from ..checkpoints.dino import KIND, build_dino, read_dino_config
 from ..checkpoints.published import parse_config, read_config
+from ..config.preview import PreviewConfig
 from ..config.tokenizer import TokenizerConfig
 from ..errors import CheckpointError
 from ..files.atomic import check_place
 from ..files.packaged import packaged
-from ..files.tensor_files import Source, digest
+from ..files.tensor_files import Gathered, Source, digest
 from ..image_features import PUBLISHED, ImageEncoder
 from ..prior.prior import Prior
 from ..tokenizer.tokenizer import Tokenizer
@@ -88,6 +91,25 @@ def stored_tokenizer(
 def licence_of(source: Source) -> str:
     """What a file of ours says, or words that send to the published one."""
     return source.metadata.get("license") or "that of the published file it was converted from"
+
+
+def add_preview(
+    name: str | Path, dst: str | Path, preview: PreviewConfig, weights: Mapping[str, Tensor]
+) -> str:
+    """Write the tokenizer `name` (as :func:`load_tokenizer` takes it) with a preview decoder, in
+    place of one that it has: `weights` are those of `PreviewDecoder`, stored in float16, all others
+    stay as they are stored. Returns the fingerprint, which stays the same."""
+    source, config, mark, stored = stored_tokenizer(name)
+    own = {f"{PREVIEW}{k}": v.half() for k, v in weights.items()}
+    places: dict[str, Mapping[str, Tensor]] = {
+        k: stored for k in stored if not k.startswith(PREVIEW)
+    }
+    places |= dict.fromkeys(own, own)
+    check_place(dst, source.size + sum(v.nbytes for v in own.values()))
+    config = replace(config, preview=preview)
+    return save_tokenizer(
+        dst, config, Gathered(places), None, mark=mark, license=licence_of(source)
+    )
 
 
 def load_prior(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..config.tokenizer import TokenizerConfig
 from ..errors import VftError
 from ..transformer.offload import offloaded
 
@@ -151,6 +152,14 @@ def windows(frames: Iterable[Tensor], size: int, overlap: int) -> Iterator[list[
         fresh += 1
     if fresh:
         yield window
+
+
+def rows_of(c: TokenizerConfig, ids: Tensor) -> list[Tensor]:
+    """The ids of each chunk `[B,t,k]`, or budgets `[B,t]`. A frame that chunks share is there once:
+    its ids are made anew from the frame itself, and those of the next row hold their place."""
+    t, overlap = c.token_frames, c.overlap
+    later = [ids[:, i : i + t - overlap] for i in range(t, ids.shape[1], t - overlap)]
+    return [ids[:, :t], *(torch.cat([x[:, :overlap], x], dim=1) for x in later)]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ NAMES = tuple(f.name for f in dataclasses.fields(Recipe))
 class Sampling:
     """How to sample; the first five, `interval` and `reuse` as in `config.sampling.Recipe`. None:
     what the checkpoint was measured best at for `quality`: "draft" (four passes or fewer),
-    "normal" or "best".
+    "normal" or "best". The pixels of a draft are the preview decoder's, where there is one.
 
     Every clip draws its noise from its own `seed`, one for all or one each, so that a batch gives
     each clip what it would get alone; a `generator` instead draws in the published order. Raises

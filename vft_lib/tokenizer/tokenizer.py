@@ -1,7 +1,7 @@
-"""Start here: pixels -> tokens -> pixels.
+"""Start here: pixels -> tokens -> pixels, chunk by chunk.
 
-    encode: vae.encode -> encoder -> FSQ ids, chunk by chunk
-    decode: FSQ codes -> keep the first k -> flow sampler -> vae.decode, chunk by chunk
+    encode: vae.encode -> encoder -> FSQ ids
+    decode: FSQ codes -> keep the first k -> flow sampler -> vae.decode (draft: preview)
 
 Layout everywhere: video `[B,3,T,H,W]` float in [-1,1], latents `[B,C,t,h,w]`, ids `[B,t,k]`.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..autoencoder.preview import preview_decoder
 from ..autoencoder.vae import VideoAutoencoder
 from ..config.tokenizer import TokenizerConfig, check_fps
 from ..errors import VftError
@@ -27,7 +28,7 @@ from .checks import check_budget, check_budgets, check_pins, check_tokens, check
 from .decoder import Decoder
 from .encoder import Encoder
 from .fsq import FSQ
-from .parts import Chunk, Estimate, Progress, counted, finite, in_parts, windows
+from .parts import Chunk, Estimate, Progress, counted, finite, in_parts, rows_of, windows
 from .sampling import Sampling
 from .velocity import Modulations, Passes, chunk_velocity
 
@@ -46,6 +47,7 @@ class Tokenizer(nn.Module):
         self.encoder = Encoder(config, ops)
         self.fsq = FSQ(config.fsq_levels)
         self.decoder = Decoder(config, ops)
+        self.preview = preview_decoder(config.preview, config.vae.latent_channels, ops)
         self.frames_at_once: int | None = None
         """Latent frames that the autoencoder works on at a time; None: a whole chunk. The same
         result, in less memory: see :meth:`limit_memory`."""
@@ -175,10 +177,6 @@ class Tokenizer(nn.Module):
         if first:
             raise VftError("got no frames; a clip has at least one")
 
-    def ids_of(self, video: Tensor, low_memory: bool = False) -> Tensor:
-        """One chunk `[B,3,T,H,W]` (T = 1 + 4n) -> ids `[B,t,K]`. `low_memory`: in less of it."""
-        return self.fsq.ids(self._read(video, low_memory))
-
     def _read(self, video: Tensor, low_memory: bool) -> Tensor:
         """One chunk -> what its registers say, `[B,t,K,6]`, before quantization."""
         return self.encoder(*self.seen(video, low_memory))
@@ -236,20 +234,20 @@ class Tokenizer(nn.Module):
         `low_memory` runs the two passes of guidance one after the other, and the autoencoder on one
         latent frame at a time. `estimate(latents)` gets what each sampling step points at,
         `[b,C,t,h,w]` of the clips that are being decoded (on a CPU one after another, else all at
-        once): `vae.decode` of its first latent frame is a preview. `resume` (i, last) begins with
-        chunk i, `last` `[B,3,H,W]` being the frame before it as `clamp=False` gives it: what then
-        comes is what comes without."""
+        once): :meth:`draft_picture` of its first latent frame is a preview. `resume` (i, last)
+        begins with chunk i, `last` `[B,3,H,W]` being the frame before it as `clamp=False` gives it:
+        what then comes is what comes without."""
         c, batch, left = self.config, len(tokens), tokens.frames
         self.check_tokens(tokens)
         sampling = (sampling or Sampling()).settled(c.sampling)
         draw = sampling.noise(batch)
         differ = budgets is not None or tokens.budgets is not None
-        keep = self._rows(check_budgets(budgets, tokens)) if differ else None
+        keep = rows_of(c, check_budgets(budgets, tokens)) if differ else None
         given = None if first_frame is None else given_frames(c, first_frame, batch)
         begin, last = resume or (0, None)
         if begin and last is not None:
             given = last[:, :, None] if c.overlap else None
-        rows = self._rows(tokens.ids)
+        rows = rows_of(c, tokens.ids)
         check_pins(c, self.image_encoder, given is not None, len(rows))
         for i, ids in enumerate(rows):
             overlap = c.overlap if i else 0
@@ -268,15 +266,6 @@ class Tokenizer(nn.Module):
                 fresh = video[:, :, overlap:][:, :, :left].float()
                 yield (fresh.clamp(-1, 1) if clamp else fresh).cpu()
             left -= c.chunk_frames - overlap
-
-    def _rows(self, ids: Tensor) -> list[Tensor]:
-        """The ids of each chunk `[B,t,k]`, or budgets `[B,t]`. A frame that chunks share is there
-        once: its ids are made anew from the frame itself, and those of the next row hold their
-        place."""
-        t, overlap = self.config.token_frames, self.config.overlap
-        begins = range(t, ids.shape[1], t - overlap)
-        later = [ids[:, i : i + t - overlap] for i in begins]
-        return [ids[:, :t], *(torch.cat([x[:, :overlap], x], dim=1) for x in later)]
 
     def _decode_part(
         self, chunk: Chunk, sampling: Sampling, count: Callable[..., Progress | None],
@@ -300,11 +289,20 @@ class Tokenizer(nn.Module):
                 ids, part.noise, sampling, pinned=pinned, keep=part.keep, progress=count(a, b),
                 estimate=estimate, low_memory=low_memory,
             )  # fmt: skip
-            at_once = 1 if low_memory else self.frames_at_once
-            return self.vae.decode(latents.to(self.dtype), at_once)
+            latents, at_once = latents.to(self.dtype), 1 if low_memory else self.frames_at_once
+            if sampling.quality != "draft" or self.preview is None:
+                return self.vae.decode(latents, at_once)
+            self.passes.previewed += b - a
+            return self.preview(latents, at_once)
         except BaseException:
             self.graphs.clear()
             raise
+
+    def draft_picture(self, latents: Tensor) -> Tensor:
+        """Latents `[B,C,t,h,w]` -> RGB `[B,3,4t-3,8h,8w]`, not clamped, by the preview decoder;
+        where there is none, by the autoencoder."""
+        decode = self.vae.decode if self.preview is None else self.preview
+        return decode(latents.to(self.dtype))
 
     def sample_latents(
         self, ids: Tensor, noise: Tensor, sampling: Sampling, *, pinned: Tensor | None = None,

@@ -29,18 +29,22 @@ AT_ONCE = 64  # timesteps whose modulation is held
 @dataclass
 class Passes:
     """Passes of the flow decoder so far, for one clip each: how many its steps stand for, with two
-    a velocity under guidance, and how many did `run`."""
+    a velocity under guidance, and how many did `run`. `previewed`: chunks whose pixels the preview
+    decoder made."""
 
     asked: int = 0
     run: int = 0
+    previewed: int = 0
 
     def since(self, before: Passes) -> Passes:
-        return Passes(self.asked - before.asked, self.run - before.run)
+        return Passes(
+            self.asked - before.asked, self.run - before.run, self.previewed - before.previewed
+        )
 
     def __str__(self) -> str:
-        return (
-            f"{self.run} of {self.asked} passes" if self.run < self.asked else f"{self.run} passes"
-        )
+        text = f"{self.run} of {self.asked} passes"
+        text = text if self.run < self.asked else f"{self.run} passes"
+        return f"{text}, preview decoder" if self.previewed else text
 
 
 class Modulations:

@@ -3,9 +3,10 @@ minutes. `tiny`: seconds, for tests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from ..config.preview import PreviewConfig
 from ..config.prior import PriorConfig, TextEncoderConfig
 from ..config.sampling import SamplingDefaults
 from ..config.tokenizer import (
@@ -21,7 +22,7 @@ from ..world.world import MOTIONS
 from .loop import Schedule
 from .prior import PriorRecipe, caption_words
 from .tokenizer import TokenizerRecipe
-from .vae import VAERecipe
+from .vae import PreviewRecipe, VAERecipe
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,16 @@ PRESETS = {
                "schedule": Schedule(12, 4, lr=1e-3, matrix_lr=1e-3, warmup=2)},
     ),
 }  # fmt: skip
+
+
+def preview_recipe(c: TokenizerConfig) -> PreviewRecipe:
+    """Of the preview decoder of any tokenizer; about half an hour of one CPU core at 128 px."""
+    schedule = Schedule(4000, 3, lr=1e-3, matrix_lr=3e-3, warmup=50, ema=0.998)
+    return PreviewRecipe(PreviewConfig(), c.size, c.chunk_frames, schedule, crop=min(96, c.size))
+
+
+def preview_preset(c: TokenizerConfig) -> Preset:
+    """What footage is drawn for it: that of `small`, in this tokenizer's size."""
+    small = PRESETS["small"]
+    tokenizer = replace(small.tokenizer, config=c, clips=4096)
+    return replace(small, vae=replace(small.vae, size=c.size), tokenizer=tokenizer)

@@ -15,7 +15,7 @@ from ..checkpoints.checkpoint import load_vae, save_prior, save_tokenizer, save_
 from ..errors import VftError
 from ..footage.footage import Footage
 from ..footage.worlds import Worlds, training_seeds
-from ..models.loading import load_prior, load_tokenizer
+from ..models.loading import add_preview, load_prior, load_tokenizer
 from ..shards.batches import Batches, by_chunk, by_length
 from ..shards.dataset import Index, Order
 from ..shards.tokenizing import autoencoder_mark
@@ -35,7 +35,7 @@ from .presets import Preset
 from .prior import PriorTask, ShardsPriorTask, recipe_for
 from .state import finished
 from .tokenizer import TokenizerTask
-from .vae import VAETask, fold_latent_scale
+from .vae import PreviewRecipe, PreviewTask, VAETask, fold_latent_scale
 
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a stage
 
@@ -47,7 +47,7 @@ class Run:
     a frozen image network, for the perceptual term and the alignment (None: without). `processes`:
     that draw procedural clips ahead. `shards`: a folder of `vft tokenize`, which tokenizer and
     prior are trained on in place of `footage`; `tokenizer`: whose tokens these are (None: the run's
-    own, or the default one)."""
+    own, or the default one), or which gets a preview decoder."""
 
     preset: Preset
     footage: Footage
@@ -138,6 +138,35 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
     with first_alone(run.device) as first:
         if first:
             save_vae(path, task.vae.cpu())
+    return path
+
+
+def train_preview(
+    run: Run, recipe: PreviewRecipe, tokenizer: Tokenizer, window: Window | None = None
+) -> Path:
+    """Train a preview decoder for `tokenizer`, which is `run.tokenizer` in the run's precision and
+    on its device. Returns the path of `tokenizer.safetensors`, the same tokenizer with it (or of
+    the checkpoint)."""
+    assert run.tokenizer is not None
+    torch.manual_seed(recipe.schedule.seed)
+    task = PreviewTask(
+        recipe, tokenizer.vae, run.footage, run.frozen_features(), tokenizer.fingerprint,
+        join_group(run.device)[0],
+    )  # fmt: skip
+    out = run.out / "preview"
+    weights = train(
+        task, recipe.schedule, out, device=run.device, every=run.every, stop_after=run.stop_after,
+        dtype=run.precision, window=window,
+    )  # fmt: skip
+    if run.stopped(out):
+        return out / CHECKPOINT
+    weights = {k.removeprefix("preview."): v for k, v in weights.items()}
+    path = run.out / "tokenizer.safetensors"
+    with first_alone(run.device) as first:
+        if first:
+            mark = add_preview(run.tokenizer, path, recipe.config, weights)
+            size = sum(2 * v.numel() for v in weights.values()) / 1e6
+            print(f"{path}: fingerprint {mark}, preview decoder of {size:.2f} MB")
     return path
 
 

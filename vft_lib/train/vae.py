@@ -1,4 +1,5 @@
-"""Training the video autoencoder: L1 on pixels, a perceptual term and a light KL; crops first."""
+"""Training the video autoencoder: L1 on pixels, a perceptual term and a light KL; crops first. And
+the preview decoder, on latents of a trained one."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..autoencoder.preview import Block, PreviewDecoder, Up
 from ..autoencoder.vae import VideoAutoencoder
+from ..config.preview import PreviewConfig
 from ..config.tokenizer import VAEConfig
 from ..footage.footage import Footage, host_rng
 from ..measure.sheets import save_strip
 from .features import FrozenFeatures, unit_distance, unit_maps
-from .loop import Schedule, Task
+from .loop import Schedule, Task, step_generator
 
 
 @dataclass(frozen=True)
@@ -87,16 +90,9 @@ class VAETask(Task):
             kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
             loss, out["kl"] = loss + r.kl * kl, kl.detach()
         if self.features[0] is not None and r.perceptual:
-            chosen = host_rng(generator).choice(frames, min(frames, r.judged), replace=False)
-            pair = [v[:, :, chosen].transpose(1, 2).flatten(0, 1).to(weight.dtype) for v in (y, x)]
-            with torch.no_grad():
-                wanted = unit_maps(self.features[0](pair[1]))
-            seen = unit_distance(unit_maps(self.features[0](pair[0])), wanted)
+            seen = _seen(self.features[0], y, x, r.judged, generator, weight.dtype)
             loss, out["seen"] = loss + r.perceptual * seen, seen.detach()
-        with torch.no_grad():
-            each = ((y.clamp(-1, 1) - x) ** 2).flatten(1).mean(1)
-            out["psnr"] = (10 * torch.log10(4 / each)).mean()
-        return {"loss": loss} | out
+        return {"loss": loss} | out | {"psnr": _psnr(y, x)}
 
     @torch.no_grad()
     def samples(self, out: Path, step: int) -> None:
@@ -106,6 +102,27 @@ class VAETask(Task):
         x = self.footage.draw(generator, 4, 17, r.size, 0.25)
         y = self.vae.eval().decode(self.vae.encode(x))
         save_strip(out / f"samples-{step:06d}.png", [v for p in zip(x.cpu(), y.cpu()) for v in p])
+
+
+def _seen(
+    features: FrozenFeatures, y: Tensor, x: Tensor, judged: int, generator: torch.Generator,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """The distance between features of `judged` frames of two clips `[B,3,T,H,W]`; a gradient
+    reaches the first."""
+    frames = x.shape[2]
+    chosen = host_rng(generator).choice(frames, min(frames, judged), replace=False)
+    pair = [v[:, :, chosen].transpose(1, 2).flatten(0, 1).to(dtype) for v in (y, x)]
+    with torch.no_grad():
+        wanted = unit_maps(features(pair[1]))
+    return unit_distance(unit_maps(features(pair[0])), wanted)
+
+
+@torch.no_grad()
+def _psnr(y: Tensor, x: Tensor) -> Tensor:
+    """The mean over a batch of clips."""
+    each = ((y.clamp(-1, 1) - x) ** 2).flatten(1).mean(1)
+    return (10 * torch.log10(4 / each)).mean()
 
 
 @torch.no_grad()
@@ -139,3 +156,103 @@ def fold_latent_scale(vae: VideoAutoencoder, clips: Tensor) -> Tensor:
     last.bias[c:] -= 2 * scale.log()
     first.weight *= scale[None, :, None, None, None]
     return scale
+
+
+@dataclass(frozen=True)
+class PreviewRecipe:
+    """Clips of `frames`, cropped to `crop` px, and the rest as in `VAERecipe`. To encode a clip
+    takes longer than a step of the small decoder: a batch that is drawn serves `uses` steps, mixed
+    with those drawn last, `held` in all."""
+
+    config: PreviewConfig
+    size: int
+    frames: int
+    schedule: Schedule
+    crop: int = 96
+    uses: int = 4
+    held: int = 4
+    world_share: float = 0.25
+    perceptual: float = 0.1
+    judged: int = 2
+    latent_noise: float = 0.1
+
+
+class PreviewTask(Task):
+    """The preview decoder of a frozen `vae`, on whose latents with a little noise it is trained.
+    `data`: names that autoencoder. `rank`: of this process under torchrun."""
+
+    def __init__(
+        self, recipe: PreviewRecipe, vae: VideoAutoencoder, footage: Footage,
+        features: FrozenFeatures | None = None, data: str = "", rank: int = 0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.recipe, self.footage, self.data, self.rank = recipe, footage, data, rank
+        self.preview = PreviewDecoder(recipe.config, vae.config.latent_channels)
+        self.frozen = (vae, features)  # in a tuple: no submodules
+        self._drawn: dict[int, tuple[Tensor, Tensor]] = {}
+        _initialize_preview(self.preview)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.ndim >= 2 and min(len(p), p[0].numel()) >= 8]
+
+    def forward(
+        self, step: int, generator: torch.Generator, progress: float
+    ) -> dict[str, Tensor]:  # fmt: skip
+        r = self.recipe
+        dtype = self.preview.conv_in.conv.weight.dtype
+        x, mean = self._clips(step, generator)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        some = torch.rand((len(x), 1, 1, 1, 1), generator=generator, device=mean.device)
+        y = self.preview((mean + noise * (r.latent_noise * some)).to(dtype)).float()
+        l1 = F.l1_loss(y, x)
+        loss, out = l1, {"l1": l1.detach()}
+        if self.frozen[1] is not None and r.perceptual:
+            seen = _seen(self.frozen[1], y, x, r.judged, generator, dtype)
+            loss, out["seen"] = loss + r.perceptual * seen, seen.detach()
+        return {"loss": loss} | out | {"psnr": _psnr(y, x)}
+
+    @torch.no_grad()
+    def _clips(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch out of the last draws, and its latents, in float32. What is drawn follows from
+        the step alone: a run that goes on draws the same ones again."""
+        r, vae = self.recipe, self.frozen[0]
+        dtype = vae.encoder.conv_in.conv.weight.dtype
+        last = step // r.uses
+        numbers = range(max(0, last - r.held + 1), last + 1)
+        self._drawn = {i: pair for i, pair in self._drawn.items() if i in numbers}
+        for i in numbers:
+            if i not in self._drawn:
+                own = step_generator(r.schedule.seed + 1, i, self.rank, generator.device)
+                crop = r.crop if r.crop < r.size else None
+                x = self.footage.draw(own, r.schedule.batch, r.frames, r.size, r.world_share, crop)
+                self._drawn[i] = x, vae.encode(x.to(dtype)).float()
+        x, mean = (torch.cat([self._drawn[i][k] for i in numbers]) for k in (0, 1))
+        chosen = torch.randperm(len(x), generator=generator, device=generator.device)
+        chosen = chosen[: r.schedule.batch]
+        return x[chosen], mean[chosen]
+
+    @torch.no_grad()
+    def samples(self, out: Path, step: int) -> None:
+        """Four clips above the preview decoder's pictures of them."""
+        r, vae = self.recipe, self.frozen[0]
+        weight = vae.encoder.conv_in.conv.weight
+        generator = torch.Generator(weight.device).manual_seed(1)
+        x = self.footage.draw(generator, 4, r.frames, r.size, 0.25)
+        y = self.preview.eval()(vae.encode(x.to(weight.dtype)).float())
+        save_strip(out / f"samples-{step:06d}.png", [v for p in zip(x.cpu(), y.cpu()) for v in p])
+
+
+@torch.no_grad()
+def _initialize_preview(preview: PreviewDecoder) -> None:
+    for m in preview.modules():
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(m.weight, nonlinearity="linear")
+            assert m.bias is not None
+            nn.init.zeros_(m.bias)
+    for m in preview.modules():  # a pixel's four children begin alike: no checkerboard to unlearn
+        if isinstance(m, Up):
+            weight = m.conv.conv.weight
+            weight.copy_(weight[: len(weight) // 4].repeat(4, 1, 1, 1))
+        if isinstance(m, Block):
+            m.conv2.conv.weight *= 0.1
+    preview.out.conv.conv.weight *= 0.1
