@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from preview import with_preview
 
 from vft_lib.cli.vft import main
 from vft_lib.evaluation.options import OPTIONS
@@ -55,6 +56,36 @@ def test_options_are_measured_once(
     assert (out / "options.json").stat().st_mtime_ns == kept, "nothing was measured again"
     assert main([*command, "1 steps"]) == 0
     assert len(json.loads((out / "options.json").read_text())["rows"]) == 4
+
+
+@with_network
+def test_a_draft_through_the_preview_decoder_is_a_row_of_its_own(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "clips", tmp_path / "out"
+    folder.mkdir()
+    for i in range(40):
+        write_video(folder / f"clip{i}.mp4", make_clip(i, frames=18, size=48).video, 8)
+    write_pack(tmp_path / "pack.zip", Recipe(size=32), [folder], processes=1)
+    keys = []
+    for seed in (0, 1):
+        file = with_preview(tiny_checkpoint, tmp_path / "with.safetensors", seed)
+        command = [
+            "train", "options-card", "--tokenizer", str(file), "--out", str(out), "--pack",
+            str(tmp_path / "pack.zip"), "--clips", "2", "-k", "4", "--dtype", "float32",
+            "--device", "cpu", "--options", "4 steps", "draft",
+        ]  # fmt: skip
+        assert main(command) == 0
+        rows = json.loads((out / "options.json").read_text())["rows"]
+        keys.append(set(rows))
+        table = (out / "options.md").read_text().splitlines()[2:6]
+        assert [line.split(" | ")[0] for line in table] == [
+            "| autoencoder", "| preview decoder", "| 4 steps", "| draft"
+        ]  # fmt: skip
+        alone = [row for key, row in rows.items() if key.startswith("preview decoder")]
+        assert alone[-1]["gflop"] < rows["autoencoder"]["gflop"]
+        assert alone[-1]["psnr"] != rows["autoencoder"]["psnr"]
+    assert len(keys[1]) == len(keys[0]) + 2, "another preview decoder, the same fingerprint"
 
 
 def test_an_unknown_option_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

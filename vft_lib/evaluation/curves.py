@@ -207,9 +207,11 @@ def _ways(
 
 
 @torch.inference_mode()
-def autoencoded(tokenizer: Tokenizer, video: Tensor) -> Tensor:
-    """A clip `[3,T,S,S]` through the autoencoder alone, chunk by chunk."""
+def autoencoded(tokenizer: Tokenizer, video: Tensor, preview: bool = False) -> Tensor:
+    """A clip `[3,T,S,S]` through the autoencoder alone, chunk by chunk. `preview`: with the preview
+    decoder in place of its own."""
     c = tokenizer.config
+    decode = tokenizer.draft_picture if preview else tokenizer.vae.decode
     parts = []
     for start in range(0, max(1, video.shape[1] - c.overlap), c.stride):
         chunk = video[:, start : start + c.chunk_frames]
@@ -217,7 +219,7 @@ def autoencoded(tokenizer: Tokenizer, video: Tensor) -> Tensor:
         if short:  # filled as `encode` does
             chunk = torch.cat([chunk, chunk[:, -1:].expand(-1, short, -1, -1)], 1)
         latents = tokenizer.vae.encode(chunk[None].to(tokenizer.device, tokenizer.dtype))
-        made = tokenizer.vae.decode(latents)[0].float().clamp(-1, 1).cpu()
+        made = decode(latents)[0].float().clamp(-1, 1).cpu()
         parts.append(made[:, c.overlap if start else 0 :])
     return torch.cat(parts, 1)[:, : video.shape[1]]
 

@@ -57,6 +57,7 @@ OPTIONS: dict[str, Sampling] = {
     **{q: Sampling(quality=q) for q in get_args(Quality)},
 }
 """By name; the last three are what the checkpoint says."""
+PREVIEW = "preview decoder"  # alone: the row beside the autoencoder's
 
 
 @dataclass(frozen=True)
@@ -107,15 +108,17 @@ def write_options(name: str, out: Path, device: torch.device, recipe: OptionsRec
     }
     say(began, f"{len(clips)} clips encoded")
     settled: dict[str, Sampling | None] = {"autoencoder": None}
+    if tokenizer.preview is not None:
+        settled[PREVIEW] = None
     settled |= {option: OPTIONS[option].settled(c.sampling) for option in recipe.options}
     pictures = [{"original": Shown(found[names[i]])} for i in shown]
     table = []
     for option, sampling in settled.items():
-        key = option if sampling is None else _key(sampling, tokenizer.preview)
+        key = _key(option, sampling, tokenizer.preview)
         kept = out / "pictures" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
         if key not in rows or not kept.exists():
             before = tokenizer.passes.run
-            made = [_made(tokenizer, clip, sampling, dtype) for clip in clips]
+            made = [_made(tokenizer, clip, option, sampling, dtype) for clip in clips]
             scores = [_score(clip, video, network) for clip, (video, _) in zip(clips, made)]
             row = row_of(Way("option", key, recipe.budget), scores, frechet)
             row["passes"] = round((tokenizer.passes.run - before) / len(clips), 2)
@@ -134,12 +137,14 @@ def write_options(name: str, out: Path, device: torch.device, recipe: OptionsRec
     print(text)
 
 
-def _key(sampling: Sampling, preview: PreviewDecoder | None) -> str:
+def _key(option: str, sampling: Sampling | None, preview: PreviewDecoder | None) -> str:
     """The same for what samples the same, and makes pixels the same way."""
-    recipe = sampling.recipe
-    plain = replace(recipe, apg=False, interval=(0.0, 1.0))
-    key = repr(plain if recipe.guidance == 1 else recipe)
-    if sampling.quality == "draft" and preview is not None:
+    key, previewed = option, option == PREVIEW
+    if sampling is not None:
+        recipe, previewed = sampling.recipe, sampling.quality == "draft"
+        plain = replace(recipe, apg=False, interval=(0.0, 1.0))
+        key = repr(plain if recipe.guidance == 1 else recipe)
+    if previewed and preview is not None:
         key += f" preview {digest('', preview.state_dict())}"
     return key
 
@@ -161,16 +166,17 @@ def _clip(
 
 
 def _made(
-    tokenizer: Tokenizer, clip: _Clip, sampling: Sampling | None, dtype: torch.dtype
+    tokenizer: Tokenizer, clip: _Clip, option: str, sampling: Sampling | None, dtype: torch.dtype
 ) -> tuple[Tensor, float]:
-    """A clip decoded (without `sampling`: through the autoencoder alone) `[3,T,S,S]`, and billions
-    of operations from ids to pixels (of the autoencoder's decoder and encoder)."""
+    """A clip decoded (without `sampling`: through the autoencoder alone, or its encoder and the
+    preview decoder) `[3,T,S,S]`, and billions of operations from ids to pixels (of decoder and
+    encoder)."""
     made: list[Tensor] = []
 
     def run() -> None:
         with autocast(tokenizer, dtype):
             if sampling is None:
-                made.append(autoencoded(tokenizer, clip.video))
+                made.append(autoencoded(tokenizer, clip.video, option == PREVIEW))
             else:
                 made.append(tokenizer.decode(clip.tokens, sampling)[0])
 
