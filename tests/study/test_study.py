@@ -134,6 +134,8 @@ def test_a_study_from_nothing_to_its_plot(
     found = json.loads((out / "registers-0" / "small" / "results.json").read_text())
     assert [row["k"] for row in found["rows"]] == [4, 8, 16]
     assert [row["tokens"] for row in found["rows"]] == [20, 40, 80]
+    small, large = (out / "registers-0" / s / "prior" / "ids.i32" for s in ("small", "large"))
+    assert small.read_bytes() == large.read_bytes(), "priors of all sizes read the same"
     grid = json.loads((out / "grid-0" / "large" / "results.json").read_text())
     assert [row["k"] for row in grid["rows"]] == [16]
     assert load_tokenizer(out / "grid-0" / "tokenizer.safetensors").config.encoder.grid

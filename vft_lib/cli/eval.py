@@ -64,7 +64,9 @@ def add_eval_parser(commands: Any) -> None:
     p = steps.add_parser("study", help="registers against a grid of tokens, trained and measured")
     p.set_defaults(func=_study)
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="resumed if used")
-    p.add_argument("--scale", default="full", help="full (default), or tiny: for tests")
+    p.add_argument(
+        "--scale", default="full", help="full (default), short (a first look) or tiny (for tests)"
+    )
     p.add_argument("--kinds", nargs="+", metavar="KIND", help="registers, grid, control")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S")
     p.add_argument("--clips", type=int, default=512, help="generated at each budget (512)")

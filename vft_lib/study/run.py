@@ -101,10 +101,15 @@ class Study:
         if not (folder / "tokenizer.safetensors").exists():
             self.say(f"{kind}, seed {seed}: {run.preset.tokenizer.schedule.steps} steps")
             train_tokenizer(run)
+        first = folder / self.scale.sizes[0][0]
         for size, _ in self.scale.sizes:
             place = folder / size
             place.mkdir(exist_ok=True)
             _copy(folder / "tokenizer.safetensors", place)
+            (place / "prior").mkdir(exist_ok=True)
+            for name in ("ids.i32", "ids.done"):  # all priors of a cell read the same ids
+                if (ids := first / "prior" / name).exists():
+                    _copy(ids, place / "prior")
             run = self._run((kind, seed), place, size)
             if not (place / "prior.safetensors").exists():
                 self.say(f"{kind}, seed {seed}, {size} prior")
