@@ -250,6 +250,9 @@ def test_the_command_line_says_so(
     assert main([*decode, "--quality", "draft", "--json", *cpu]) == 0
     passes = json.loads(capsys.readouterr().out)["passes"]
     assert passes == {"asked": 1, "run": 1, "previewed": 1}
+    redo = ["--redo", str(out), "--seed", "3"]
+    assert main([*decode, "--quality", "draft", *redo, *cpu]) == 0
+    assert "made anew, 1 passes, preview decoder" in capsys.readouterr().out
     assert main(["info", str(file), *cpu]) == 0
     said = capsys.readouterr().out
     assert "preview decoder   width 16, blocks 2, middle 8, fine 8" in said

@@ -96,7 +96,9 @@ def test_the_command_prints_every_stage(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["bench", "--repeat", "1", "--device", "cpu", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     rows = {r["stage"]: r for r in facts["rows"]}
-    assert len(rows) == 13
+    previewed = load_tokenizer("default", device="cpu").preview is not None
+    assert len(rows) == 13 + previewed
+    assert ("preview decoder" in rows) == previewed
     assert facts["matmul_gflops"] > 1
     assert all(r["seconds"] > 0 and r["gflop"] > 0 and r["share"] > 0 for r in rows.values())
     assert rows["decoder step, k = 1"]["gflop"] < rows["decoder step, k = 16"]["gflop"]

@@ -96,7 +96,7 @@ def _redo(args: argparse.Namespace, tokens: Tokens, audio: Path | None) -> None:
         progress=args.bars("decode"), on_problem=note,
     )  # fmt: skip
     facts = {"file": args.out, "frames": tokens.frames, "anew": [at.begin, at.end - 1]}
-    text = f"{args.out}: {at} of {tokens.frames} made anew"
+    text = f"{args.out}: {at} of {tokens.frames} made anew, {tokenizer.passes}"
     if at.joins:
         text += f"; jumps where they join, in mean jumps: {seams}"
         facts |= {"joins": list(at.joins), "seams": dataclasses.asdict(seams)}

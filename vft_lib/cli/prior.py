@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,9 +105,11 @@ def _generate(args: argparse.Namespace) -> None:
     )  # fmt: skip
     facts = {"file": args.out, "frames": frames, "fps": tokens.fps, "budget": tokens.budget}
     text = f"{args.out}: {frames} frames at {tokens.fps:g} fps from {tokens.count} written tokens"
+    text += f", {tokenizer.passes}"
     if args.tokens_out is not None:
         facts["tokens"] = token_facts(args.tokens_out, tokens.facts, tokens.ids.shape[1:])
         text += f", kept in {args.tokens_out}"
+    facts |= {"passes": dataclasses.asdict(tokenizer.passes)}
     answer(args, text, facts | {"prior": prior.config.name, "seed": args.seed})
 
 

@@ -151,8 +151,9 @@ def _demo(args: argparse.Namespace) -> None:
     except ValueError:
         raise VftError(f"--budgets {' '.join(args.budgets)}: give numbers, as in 1 4 16") from None
     with alone(args.out, lambda: note(f"another demo is writing to {args.out}; waiting for it")):
+        tokenizer = load_tokenizer_for(args)
         rows = run_demo(
-            load_tokenizer_for(args), args.clip, budgets, args.out, sampling_of(args),
+            tokenizer, args.clip, budgets, args.out, sampling_of(args),
             fps=args.fps, fit=args.fit,
             audio=not args.no_audio, progress=args.bars, on_problem=note,
         )  # fmt: skip
@@ -163,7 +164,8 @@ def _demo(args: argparse.Namespace) -> None:
             f"{r['seconds']:9.1f}"
         )
     args.bars.close()
-    table = "\n".join([*lines, f"see {args.out / 'side_by_side.mp4'}"])
+    previewed = ", by the preview decoder" * (tokenizer.passes.previewed > 0)
+    table = "\n".join([*lines, f"see {args.out / 'side_by_side.mp4'}{previewed}"])
     print(table, file=sys.stderr if args.json else sys.stdout)
     if args.json:
         facts = json.loads((args.out / "table.json").read_text())
