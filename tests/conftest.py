@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -39,6 +40,13 @@ collect_ignore = [] if "COMFYUI" in os.environ else ["comfyui"]
 
 _reached: list[str] = []
 stay_on_this_machine(_reached.append)
+
+
+def pytest_collection_finish() -> None:
+    """Take all that was imported out of the garbage collector's sight: looking through it costs a
+    quarter of a second, and ComfyUI collects before every run of a model."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -147,14 +155,11 @@ def made(host: Any) -> Any:
 
 @pytest.fixture(scope="session")
 def small(host: Any) -> Any:
-    """The same with a tiny tokenizer, for what does not depend on a model's size."""
-    from comfy_world import make
+    """The same with tiny models, for what does not depend on what a model has learned."""
+    from comfy_world import make, small_models
 
-    file = save_tiny(host.models / "small.safetensors", name="small")
-    try:
-        return make(host, file.name)
-    finally:
-        file.unlink()  # others look at what is there
+    with small_models(host) as name:
+        return make(host, name)
 
 
 @pytest.fixture(scope="session")

@@ -333,6 +333,7 @@ def test_two_files_with_one_tensor(folder: Path, capsys: pytest.CaptureFixture[s
     refused(folder, "in two of its files", capsys)
 
 
+@pytest.mark.slow
 def test_a_large_file_is_never_held_twice(tmp_path: Path) -> None:
     """150 MB of weights are converted in well under that much memory, cast included."""
     config, dim = config_of("options2"), 1024

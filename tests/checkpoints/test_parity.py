@@ -16,8 +16,8 @@ from vft_lib.cli.vft import main
 from vft_lib.errors import VftError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-LONG = {"long-clip"}
-"""A quarter of a minute on a core."""
+LONG = {"long-clip", "long-unmasked", "independent-chunks"}
+"""Clips of many chunks: 5 to 15 seconds on a core."""
 CASES = [
     pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
     for name in sorted(p.parent.name for p in GOLDEN.glob("*/case.json"))

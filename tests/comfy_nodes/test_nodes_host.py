@@ -146,7 +146,7 @@ def test_a_cancelled_run_stops_and_the_next_one_is_as_ever(small: Made, node: st
     ],
 )
 def test_a_cancel_is_seen_inside_our_own_loop(
-    made: Made, monkeypatch: pytest.MonkeyPatch, node: str, inputs: dict[str, Any], part: str
+    small: Made, monkeypatch: pytest.MonkeyPatch, node: str, inputs: dict[str, Any], part: str
 ) -> None:
     """ComfyUI looks for a cancel between nodes and where its progress bar is drawn. Here nobody
     draws one, and the cancel comes in the middle of the network: only our own check is left."""
@@ -154,11 +154,11 @@ def test_a_cancel_is_seen_inside_our_own_loop(
     import comfy.utils
 
     models = {
-        "VFTDecode": {"tokenizer": made.tokenizer, "tokens": made.tokens},
-        "VFTEncode": {"tokenizer": made.tokenizer, "images": made.clip[0].repeat(6, 1, 1, 1)},
-        "VFTTextToTokens": {"prior": made.prior},
+        "VFTDecode": {"tokenizer": small.tokenizer, "tokens": small.tokens},
+        "VFTEncode": {"tokenizer": small.tokenizer, "images": small.clip[0].repeat(6, 1, 1, 1)},
+        "VFTTextToTokens": {"prior": small.prior},
     }
-    model = made.prior.model if "prior" in models[node] else made.tokenizer.model
+    model = small.prior.model if "prior" in models[node] else small.tokenizer.model
     module = model.get_submodule(part)
     calls: list[None] = []
     forward = module.forward
@@ -172,7 +172,7 @@ def test_a_cancel_is_seen_inside_our_own_loop(
     monkeypatch.setattr(module, "forward", pressed)
     monkeypatch.setattr(comfy.utils.ProgressBar, "update_absolute", lambda *_: None)
     with pytest.raises(mm.InterruptProcessingException):
-        made.host.run(node, **models[node], **inputs)
+        small.host.run(node, **models[node], **inputs)
     assert len(calls) == 2, "it went on after the cancel"
     assert not mm.processing_interrupted()
 
@@ -339,7 +339,7 @@ def test_a_new_file_is_in_the_loaders_list_once_the_page_asks_again(made: Made) 
 
 
 def test_a_preview_never_pushes_out_the_prior_at_work(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+    small: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a small card loading the tokenizer alone would move the prior away between two ids."""
     import comfy.model_management as mm
@@ -352,10 +352,10 @@ def test_a_preview_never_pushes_out_the_prior_at_work(
         plain(models, **options)
 
     monkeypatch.setattr(mm, "load_models_gpu", watched)
-    with made.previews() as shown:
-        made.host.results(
-            "VFTTextToTokens", prior=made.prior, prompt="a red ball", budget=4, frames=17
+    with small.previews() as shown:
+        small.host.results(
+            "VFTTextToTokens", prior=small.prior, prompt="a red ball", budget=4, frames=17
         )
     assert len(shown) == 3  # at 1, 2 and 4 tokens per latent frame
     assert len(asked) == 4
-    assert all(any(m is made.prior.patcher for m in models) for models in asked)
+    assert all(any(m is small.prior.patcher for m in models) for models in asked)

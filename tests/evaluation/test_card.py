@@ -86,6 +86,7 @@ def test_card_of_a_checkpoint(
     assert "Protocol: 32 px, 8 fps" in table
 
 
+@pytest.mark.slow
 @with_network
 def test_every_way_is_measured_by_every_measure(tiny_tokenizer: Tokenizer) -> None:
     clips = ClipSet("two", "two clips", drawn(2), ["a", "b"], shown=(1,))
@@ -191,7 +192,7 @@ def test_held_out_clips_arespread_and_named(tiny_tokenizer: Tokenizer, tmp_path:
 def test_real_clips_of_a_pack_are_those_held_out(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
     folder, file = tmp_path / "clips", tmp_path / "pack.zip"
     folder.mkdir()
-    for seed in range(24):
+    for seed in range(4, 8):  # clip5 is held out
         video = make_clip(seed, frames=40, size=48).video
         write_video(folder / f"clip{seed}-1.mp4", video, 16)
     write_pack(file, Recipe(size=32, fps=16, quality=80), [folder], processes=1)

@@ -92,9 +92,8 @@ def test_blur_spreads_a_point_by_its_sigma() -> None:
 
 
 def pictures_of(scenes: list[world.Scene]) -> Tensor:
-    """The middle picture of each, with its mask, uint8 `[N,1,4,64,64]`."""
-    masks = [s.mask(9, 64)[8, ..., None] for s in scenes]
-    each = [np.concatenate([s.render(9, 64)[8], m], -1) for s, m in zip(scenes, masks)]
+    """The first picture of each, with its mask, uint8 `[N,1,4,64,64]`."""
+    each = [np.concatenate([s.render(1, 64)[0], s.mask(1, 64)[0, ..., None]], -1) for s in scenes]
     return torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2)[:, None]
 
 
@@ -121,7 +120,7 @@ def test_the_finder_finds_objects_it_has_not_seen(tmp_path: Path) -> None:
 
 def test_the_namer_names_outlines_it_has_not_seen() -> None:
     scenes = [world.draw_scene(seed) for seed in range(640)]
-    masks = torch.stack([torch.from_numpy(s.mask(9, 64)[8:]) for s in scenes]) / 255
+    masks = torch.stack([torch.from_numpy(s.mask(1, 64)) for s in scenes]) / 255
     patches, shapes = cut_out(masks, Outline.SIDE), labels_of(scenes)["shape"]
     torch.manual_seed(0)
     namer, g = Namer(Outline.SIDE), torch.Generator().manual_seed(0)

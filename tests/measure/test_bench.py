@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import save_tiny
 
 from vft_lib.cli.vft import main
 from vft_lib.config.tokenizer import TokenizerConfig, TransformerConfig, VAEConfig
@@ -92,13 +94,19 @@ def test_the_published_sizes_are_those_of_the_spec() -> None:
     assert counts == {"k600": [288, 579, 158], "d28": [288, 2170, 158]}
 
 
-def test_the_command_prints_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = {stage for stage, _ in bench.stages("default", CPU, torch.float32)}
+    previewed = load_tokenizer("default", device=CPU).preview is not None
+    assert len(default) == 13 + previewed
+    assert ("preview decoder" in default) == previewed
+    tiny = load_tokenizer(save_tiny(tmp_path / "t.safetensors", registers=128), device=CPU)
+    monkeypatch.setattr(bench, "load_tokenizer", lambda *_, **__: tiny)
     assert main(["bench", "--repeat", "1", "--device", "cpu", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     rows = {r["stage"]: r for r in facts["rows"]}
-    previewed = load_tokenizer("default", device="cpu").preview is not None
-    assert len(rows) == 13 + previewed
-    assert ("preview decoder" in rows) == previewed
+    assert rows.keys() == default - {"preview decoder"}
     assert facts["matmul_gflops"] > 1
     assert all(r["seconds"] > 0 and r["gflop"] > 0 and r["share"] > 0 for r in rows.values())
     assert rows["decoder step, k = 1"]["gflop"] < rows["decoder step, k = 16"]["gflop"]
@@ -110,7 +118,7 @@ def test_an_unknown_size_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_options_cost_what_their_passes_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted from one step and two; a whole run of ten steps, guided at five, costs the same."""
+    """Counted from one step and two; a whole run of four steps, guided at two, costs the same."""
     small = dataclasses.replace(
         bench.published("k600"), size=32,
         vae=VAEConfig(8, (1, 1, 2, 2), 1, 1, 4),
@@ -119,14 +127,14 @@ def test_options_cost_what_their_passes_take(monkeypatch: pytest.MonkeyPatch) ->
         ),
     )  # fmt: skip
     monkeypatch.setattr(bench, "published", lambda _: small)
-    option = Sampling(10, 3.0, interval=(0.0, 0.5))
-    monkeypatch.setattr(bench, "OPTIONS", {"all": Sampling(10, 3.0), "half": option})
+    option = Sampling(4, 3.0, interval=(0.0, 0.5))
+    monkeypatch.setattr(bench, "OPTIONS", {"all": Sampling(4, 3.0), "half": option})
     every, half = bench.count_options("k600", 4)
-    assert (every.passes, half.passes) == (20, 15)
+    assert (every.passes, half.passes) == (8, 6)
     with torch.device("meta"):
         tok = Tokenizer(small, "made-up").eval().requires_grad_(False)
     ids, noise = torch.zeros(1, 5, 4, dtype=torch.int64), torch.zeros(1, *small.latent_shape)
-    for row, sampling in ((every, Sampling(10, 3.0)), (half, option)):
+    for row, sampling in ((every, Sampling(4, 3.0)), (half, option)):
         flops = bench.operations(partial(tok.sample_latents, ids, noise, sampling))
         assert row.sampler_tflop == pytest.approx(flops / 1e12, rel=1e-9)
     with pytest.raises(VftError, match="k600, d28"):

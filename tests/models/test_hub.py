@@ -484,6 +484,7 @@ sys.exit(cli.main(["download", *sys.argv[1:]]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_download_one_model(borrowing: Entry, hub: FakeHub, tmp_path: Path) -> None:
     args = (borrowing.name, "--yes", "--json", "--dtype", "bf16")
     hub.pause.clear()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +29,32 @@ from scoring.stand_ins import (
     write_clips,
 )
 from vft_lib.cli.vft import main
-from vft_lib.scoring.protocol import Protocol, enough, protocol_named
+from vft_lib.errors import VftError
+from vft_lib.scoring import protocol
+from vft_lib.scoring.protocol import LEAST, Protocol, enough, protocol_named
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = ["--size", "32", "--no-features", "--device", "cpu", "--resamples", "4"]
 
 
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`real`: 40 clips; `fake`: the same, blurred; `other`: 36 others; `i3d.pt`."""
-    root = tmp_path_factory.mktemp("sets")
-    real = write_clips(root / "real", range(40))
+def write_sets(root: Path, count: int) -> Path:
+    """`real`: so many clips; `fake`: the same, blurred; `i3d.pt`."""
+    real = write_clips(root / "real", range(count))
     (root / "fake").mkdir()
     for i, path in enumerate(sorted(real.iterdir())):
         write_clip(root / "fake" / path.name, blurred(read_clip(path), 1 + i % 4))
-    write_clips(root / "other", range(100, 136))
     save_script(I3D(), root / "i3d.pt")
     return root
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Of 12 clips, and `other`: 10 others. Eight are enough here for a distance of sets."""
+    root = write_sets(tmp_path_factory.mktemp("sets"), 12)
+    write_clips(root / "other", range(100, 110))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "LEAST", 8)
+        yield root
 
 
 def run(*words: Any) -> int:
@@ -162,33 +172,37 @@ def test_sets_without_common_names_are_compared_as_sets(
     row = results(out)["rows"][0]
     expected = frechet(features(sets, "real"), features(sets, "other"))
     assert row["fvd"] == pytest.approx(expected, rel=1e-4)
-    assert row["lines"]["fvd"]["sets"] == "40, 36"
+    assert row["lines"]["fvd"]["sets"] == "12, 10"
     low, high = row["fvd_interval"]
     assert low < row["fvd"] < high
     assert not {"psnr", "ssim"} & set(row)
     told = capsys.readouterr()
-    assert "FVD of 36 clips is rough" in told.out
-    assert "FVD of 36 clips is rough" in told.err
+    assert "FVD of 10 clips is rough" in told.out
+    assert "FVD of 10 clips is rough" in told.err
 
 
 # ------------------------------------------------------------------ few clips, wrong clips
 
 
 def test_few_clips_are_refused_and_some_are_warned_of(
-    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = [sets / "real", sets / "fake", "--limit", 31, *SIZE, *network(sets)]
+    words = [sets / "real", sets / "fake", "--limit", 7, *SIZE, *network(sets)]
     assert run("compare", *words, "--out", tmp_path / "a") == 0
     row = results(tmp_path / "a")["rows"][0]
     assert "fvd" not in row
     assert "psnr" in row, "of pairs, which are no distribution"
-    assert row["notes"] == ["refused: FVD of 31 clips is noise; give 32 at least, better 256"]
+    assert row["notes"] == ["refused: FVD of 7 clips is noise; give 8 at least, better 256"]
     words[1] = sets / "other"
     assert run("compare", *words, "--out", tmp_path / "b") == 2
-    assert "FVD of 31 clips is noise" in capsys.readouterr().err
+    assert "FVD of 7 clips is noise" in capsys.readouterr().err
     assert not (tmp_path / "b" / "results.json").exists()
-    assert enough(256, "FVD") is None
+    monkeypatch.setattr(protocol, "LEAST", LEAST)
+    with pytest.raises(VftError, match="FVD of 31 clips is noise; give 32 at least"):
+        enough(31, "FVD")
+    assert "rough" in str(enough(32, "FVD"))
     assert "rough" in str(enough(255, "FVD"))
+    assert enough(256, "FVD") is None
 
 
 def test_a_short_clip_is_named_not_repeated(
@@ -228,7 +242,7 @@ def test_names_that_overlap_are_told(
     some = write_clips(tmp_path / "some", [1, 2, 500])
     assert run("compare", sets / "real", some, "--out", tmp_path / "o", *SIZE) == 2
     told = capsys.readouterr().err
-    assert "2 names stand in both sets, 39 in one" in told
+    assert "2 names stand in both sets, 11 in one" in told
     assert "nothing could be compared" in told
 
 
@@ -278,9 +292,9 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_random_ends_with_the_same_numbers(
-    sets: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_is_killed_at_random_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    (tmp_path / "sets").mkdir()
+    sets = write_sets(tmp_path / "sets", 40)
     words = ["compare", sets / "real", sets / "fake", *SIZE, *network(sets)]
     assert run(*words, "--out", tmp_path / "whole") == 0
     command = [sys.executable, "-m", "vft_lib", "eval", *map(str, words), "--out",
@@ -309,7 +323,7 @@ def test_parts_end_with_the_same_numbers(
     words = ["compare", sets / "real", sets / "other", *SIZE, *network(sets)]
     assert run(*words, "--out", tmp_path / "whole") == 0
     assert run(*words, "--out", tmp_path / "parts", "--shard", "1/2") == 0
-    assert "38 clips are left" in capsys.readouterr().err
+    assert "11 clips are left" in capsys.readouterr().err
     assert not (tmp_path / "parts" / "results.json").exists()
     monkeypatch.setenv("RANK", "0")  # as torchrun does
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from vft_lib.measure.codecs import H264, Codec, available
 from vft_lib.measure.metrics import whole_psnr
 from vft_lib.models.loading import load_tokenizer
 from vft_lib.prior.prior import Prior
+from vft_lib.scoring import protocol
 from vft_lib.scoring.networks import Networks
 from vft_lib.scoring.protocol import SEMANTOK, Protocol
 from vft_lib.scoring.reconstruct import Sampler, pixels, reconstruct
@@ -33,6 +34,7 @@ from vft_lib.scoring.sources import World
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.train.presets import PRESETS
 
+LIMIT = 12  # clips of a set
 WORDS = ["--device", "cpu", "--no-features", "--resamples", "4"]
 codecs_here = pytest.mark.skipif(not available(), reason="needs PyAV's encoders")
 
@@ -51,6 +53,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_prior(root / "prior.safetensors", config, Prior(config).state_dict(), torch.float32)
     (root / "sum").write_text(save_script(I3D(), root / "i3d.pt"))
     return root
+
+
+@pytest.fixture(autouse=True)
+def _few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight clips are enough here for a distance of sets; test_compare.py has how many are."""
+    monkeypatch.setattr(protocol, "LEAST", 8)
 
 
 def run(*words: Any) -> int:
@@ -76,7 +84,7 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_every_way_of_keeping_clips(models: Path, tmp_path: Path) -> None:
-    words = ["reconstruct", "world", "--limit", 10, "--tokenizer", models / "tok.safetensors",
+    words = ["reconstruct", "world", "--limit", 3, "--tokenizer", models / "tok.safetensors",
              "--budgets", 1, 8, "--steps", 2, *WORDS, "--out", tmp_path]  # fmt: skip
     assert run(*words) == 0
     rows = results(tmp_path)["rows"]
@@ -86,7 +94,7 @@ def test_every_way_of_keeping_clips(models: Path, tmp_path: Path) -> None:
         sizes = [r["bytes"] for r in rows if r["name"] == name]
         assert len(sizes) == len(set(sizes)) > 0
     for row in rows:
-        assert row["clips"] == 10
+        assert row["clips"] == 3
         assert 0 < row["psnr"] < 100
         low, high = row["psnr_interval"]
         assert low <= row["psnr"] <= high
@@ -115,10 +123,11 @@ def test_a_tokenizer_of_another_size_is_refused(
     assert "tiny works at 32 px, the protocol at 128" in capsys.readouterr().err
 
 
-def scores(tokenizer: Tokenizer, protocol: Protocol, out: Path, codec: Codec | None = None) -> Any:
-    codecs = () if codec is None else (codec,)
+def scores(
+    tokenizer: Tokenizer, protocol: Protocol, out: Path, clips: int, codecs: Sequence[Codec] = ()
+) -> Any:
     found = reconstruct(
-        tokenizer, World(10, protocol), Scorer(protocol, Networks()), out, print, budgets=[1, 4],
+        tokenizer, World(clips, protocol), Scorer(protocol, Networks()), out, print, budgets=[4],
         codecs=codecs,
     )  # fmt: skip
     assert found is not None
@@ -130,7 +139,7 @@ def test_semantok_compares_with_the_autoencoder_and_seeds_each_batch(
 ) -> None:
     """The same, computed by hand: clips 8 and 9 are a batch whose noise begins anew."""
     protocol = SEMANTOK.but(size=32, steps=2, pool=10)
-    found = scores(tiny_tokenizer, protocol, tmp_path)
+    found = scores(tiny_tokenizer, protocol, tmp_path, 10)
     source, expected = World(10, protocol), []
     clips = [source.read(clip) for clip in source.ids]
     for start in (0, 8):
@@ -147,7 +156,7 @@ def test_semantok_compares_with_the_autoencoder_and_seeds_each_batch(
     assert line["reference"] == "autoencoder"
     assert "2 steps, guidance 3 projected, noise by seed 0 anew for each batch of 8" in str(line)
     assert "autoencoder autoencoder" not in found, "it is what is compared with"
-    raw = scores(tiny_tokenizer, protocol.but(reference="raw"), tmp_path)
+    raw = scores(tiny_tokenizer, protocol.but(reference="raw"), tmp_path, 10)
     assert found["raw raw clips"]["psnr"] == pytest.approx(
         raw["autoencoder autoencoder"]["psnr"], rel=1e-6
     )
@@ -156,7 +165,7 @@ def test_semantok_compares_with_the_autoencoder_and_seeds_each_batch(
 
 @codecs_here
 def test_a_codec_gets_the_same_bytes(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    found = scores(tiny_tokenizer, Protocol(size=32, steps=1), tmp_path, H264)
+    found = scores(tiny_tokenizer, Protocol(size=32, steps=1), tmp_path, 3, [H264])
     rows = [r for key, r in found.items() if key.startswith("codec")]
     assert rows[0]["limit"] == 0
     assert all(r["psnr"] > 10 for r in rows)
@@ -168,7 +177,7 @@ def test_a_codec_gets_the_same_bytes(tiny_tokenizer: Tokenizer, tmp_path: Path) 
 def generated(models: Path, out: Path, *more: Any) -> list[Any]:
     return [
         "generate", "--prior", models / "prior.safetensors", "--tokenizer",
-        models / "tok.safetensors", "--real", "world", "--limit", 40, "--captions", "world",
+        models / "tok.safetensors", "--real", "world", "--limit", LIMIT, "--captions", "world",
         "--budgets", 1, 4, "--steps", 1, *i3d(models), *WORDS, "--out", out, *more,
     ]  # fmt: skip
 
@@ -177,12 +186,12 @@ def test_a_prior_against_real_clips(models: Path, tmp_path: Path) -> None:
     assert run(*generated(models, tmp_path)) == 0
     found = results(tmp_path)
     one, four = found["rows"]
-    assert (one["clips"], one["bytes"], four["bytes"]) == (40, 10, 40)
+    assert (one["clips"], one["bytes"], four["bytes"]) == (LIMIT, 10, 40)
     assert one["fvd"] > 0
     assert one["seconds"] > 0
     assert found["subject"]["parameters"] > 1000
     line = one["lines"]["fvd"]
-    assert line["sets"] == "40, 40"
+    assert line["sets"] == "12, 12"
     assert "guidance 2, temperature 0.8, seed 0 + i, captions" in line["prior"]
     assert "Euler, 1 steps" in line["sampler"]
     with Image.open(tmp_path / "quality.png") as image:
@@ -194,25 +203,25 @@ def test_numbers_of_another_sampler_stand_in_no_common_table(
 ) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     assert run(*generated(models, a)) == 0
-    assert run(*generated(models, b, "--by-class", "--count", 36)) == 0
-    assert results(b)["rows"][0]["clips"] == 36
+    assert run(*generated(models, b, "--by-class", "--count", 10)) == 0
+    assert results(b)["rows"][0]["clips"] == 10
     table = ["table", a / "results.json", b / "results.json", "--out", tmp_path / "t"]
     assert run(*table) == 2
     told = capsys.readouterr().err
-    assert "do not compare. FVD, sets: '40, 40' in one, '40, 36' in another" in told
+    assert "do not compare. FVD, sets: '12, 12' in one, '12, 10' in another" in told
 
 
 def test_captions_of_a_file_and_real_clips_of_a_folder(models: Path, tmp_path: Path) -> None:
-    real = write_clips(tmp_path / "real", range(33))
+    real = write_clips(tmp_path / "real", range(9))
     lines = "".join(f"clip-{i:03}\ta red ball moves left\n" for i in range(3))
     (tmp_path / "captions.tsv").write_text(lines)
-    words = generated(models, tmp_path / "out", "--real", real, "--count", 34)
+    words = generated(models, tmp_path / "out", "--real", real, "--count", 10)
     words[words.index("world")] = real
     words[words.index("--captions") + 1] = tmp_path / "captions.tsv"
     assert run(*words) == 0
     rows = results(tmp_path / "out")["rows"]
-    assert rows[0]["clips"] == 34, "captions begin again"
-    assert rows[0]["lines"]["fvd"]["sets"] == "33, 34"
+    assert rows[0]["clips"] == 10, "captions begin again"
+    assert rows[0]["lines"]["fvd"]["sets"] == "9, 10"
 
 
 def test_a_generation_that_stops_goes_on_with_the_same_numbers(
@@ -225,14 +234,14 @@ def test_a_generation_that_stops_goes_on_with_the_same_numbers(
 
     def killed(*args: Any, **kwargs: Any) -> Tensor:
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == 3:
             raise KeyboardInterrupt
         return write(*args, **kwargs)
 
     monkeypatch.setattr(Tokenizer, "decode", killed)
     assert run(*generated(models, halted)) == 130
     assert run(*generated(models, halted)) == 0
-    assert len(calls) == 4 + 2 * 5 - 3, "what was there is not made again"
+    assert len(calls) == 3 + 2 * 2 - 2, "what was there is not made again"
     assert numbers(halted) == numbers(whole)
 
 

@@ -21,7 +21,6 @@ from vft_lib.study.recipes import KINDS, SCALES, preset
 from vft_lib.study.report import points
 from vft_lib.study.run import equal_steps, step_cost
 from vft_lib.tokenizer.encoder import Encoder
-from vft_lib.train.tokenizer import _budgets
 
 TINY = SCALES["tiny"]
 FULL = SCALES["full"]
@@ -71,9 +70,7 @@ def test_kinds_differ_in_what_is_compared_alone() -> None:
     assert (registers.tokenizer.nested, grid.tokenizer.nested) == (True, False)
     assert grid.tokenizer.config.encoder.grid
     assert not control.tokenizer.config.encoder.grid
-    import numpy as np
-
-    assert set(_budgets(control.tokenizer, np.random.default_rng(0))) == {16}
+    assert (control.tokenizer.nested, control.tokenizer.config.registers) == (False, 16)
 
 
 def test_tokenizers_get_equal_operations() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,23 @@ from vft_lib.footage.footage import Footage, to_video
 from vft_lib.footage.textures import textures
 from vft_lib.footage.worlds import Worlds
 from vft_lib.tokenizer.tokenizer import Tokenizer
-from vft_lib.train.dataset import BLOCK, Latents, encode_dataset, world_count
+from vft_lib.train import dataset
+from vft_lib.train.dataset import Latents, encode_dataset, world_count
 from vft_lib.train.features import FORMAT, FrozenFeatures, _folded
 from vft_lib.train.tokenizer import encode_ids
 
 from .test_features import made_up
 
 CPU = torch.device("cpu")
-SHARE = 0.125  # eight worlds a block
+BLOCK, SHARE = 32, 0.25  # eight worlds a block
 SEEDS = list(range(500, 540))
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patched
+        patch.setattr(dataset, "BLOCK", BLOCK)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +67,7 @@ def test_an_interrupted_encoding_goes_on_to_the_same_latents(
 
     def failing(*args: object, **kwargs: object) -> torch.Tensor:
         draws.append(1)
-        if len(draws) == 6:  # in the second block
+        if len(draws) == 4:  # in the second block
             raise KeyboardInterrupt
         return draw(*args, **kwargs)  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,20 @@ from vft_lib.footage.bank import ClipBank
 from vft_lib.footage.footage import to_video
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
-from vft_lib.train.dataset import SEQUENCES as BLOCK
+from vft_lib.train import dataset
 from vft_lib.train.dataset import Plan, Sequences, encode_sequences
 from vft_lib.train.presets import PRESETS
 from vft_lib.world.world import make_clip
 
 PRESET = PRESETS["tiny"]
+BLOCK = 6  # clips drawn from one number
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test may undo what it patched
+        patch.setattr(dataset, "SEQUENCES", BLOCK)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from prior.test_prior import OURS
+from prior.test_prior import made as made_prior
 from torch import Tensor
 
 from vft_lib.config.sampling import Method
@@ -159,13 +161,10 @@ def test_a_prior_writes_the_same_ids(guidance: float, temperature: float) -> Non
     assert prior.graphs.held == 0
 
 
-def test_refined_ids_keep_what_is_known() -> None:
+def test_refined_ids_keep_what_is_known(tok: Tokenizer) -> None:
     """Clips of more than one window: `known` ids stand in the captured step, too."""
-    prior = load_prior("default", device="cpu")
-    tok = load_tokenizer("default", device="cpu")
-    frames = prior.config.frames + tok.config.stride
-    video = torch.rand(1, 3, frames, tok.config.size, tok.config.size) * 2 - 1
-    coarse = tok.encode(video, budget=1)
+    prior = made_prior(OURS).bind(tok)
+    coarse = tok.encode(torch.rand(1, 3, 33, 32, 32) * 2 - 1, budget=1)
     plain = prior.refine(coarse, 3, seed=1)
     other = copy.deepcopy(prior)
     other.graphs = Graphs(rehearse, "on")
