@@ -17,6 +17,7 @@ from hypothesis import settings
 from offline import stay_on_this_machine
 
 from vft_lib.checkpoints.checkpoint import save_tokenizer
+from vft_lib.config.sampling import SamplingDefaults
 from vft_lib.config.tokenizer import (
     DecoderConfig,
     EncoderConfig,
@@ -82,6 +83,7 @@ TINY = TokenizerConfig(
         PosembConfig((5, 4, 4)),
         PosembConfig((5, 8)),
     ),
+    sampling=SamplingDefaults(steps=5),  # not 25: more than a draft's
 )
 
 

@@ -18,18 +18,25 @@ from vft_lib.world.world import make_clip
 from .test_learned import with_network
 
 
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three clips, which are held out for their names."""
+    folder = tmp_path_factory.mktemp("clips")
+    for i in (5, 27, 33):
+        write_video(folder / f"clip{i}.mp4", make_clip(i, frames=18, size=48).video, 8)
+    write_pack(folder / "pack.zip", Recipe(size=32), [folder], processes=1)
+    return folder / "pack.zip"
+
+
+@pytest.mark.slow
 @with_network
 def test_options_are_measured_once(
-    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pack: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, out = tmp_path / "clips", tmp_path / "out"
-    folder.mkdir()
-    for i in range(40):  # one in eight is held out
-        write_video(folder / f"clip{i}.mp4", make_clip(i, frames=18, size=48).video, 8)
-    write_pack(tmp_path / "pack.zip", Recipe(size=32), [folder], processes=1)
+    out = tmp_path / "out"
     command = [
         "train", "options-card", "--tokenizer", str(tiny_checkpoint), "--out", str(out),
-        "--pack", str(tmp_path / "pack.zip"), "--clips", "2", "-k", "4", "--dtype", "float32",
+        "--pack", str(pack), "--clips", "2", "-k", "4", "--dtype", "float32",
         "--device", "cpu", "--options",
     ]  # fmt: skip
     assert main([*command, "4 steps", "draft", "4 steps, guidance 2"]) == 0
@@ -58,21 +65,18 @@ def test_options_are_measured_once(
     assert len(json.loads((out / "options.json").read_text())["rows"]) == 4
 
 
+@pytest.mark.slow
 @with_network
 def test_a_draft_through_the_preview_decoder_is_a_row_of_its_own(
-    tiny_checkpoint: Path, tmp_path: Path
+    pack: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    folder, out = tmp_path / "clips", tmp_path / "out"
-    folder.mkdir()
-    for i in range(40):
-        write_video(folder / f"clip{i}.mp4", make_clip(i, frames=18, size=48).video, 8)
-    write_pack(tmp_path / "pack.zip", Recipe(size=32), [folder], processes=1)
+    out = tmp_path / "out"
     keys = []
     for seed in (0, 1):
         file = with_preview(tiny_checkpoint, tmp_path / "with.safetensors", seed)
         command = [
             "train", "options-card", "--tokenizer", str(file), "--out", str(out), "--pack",
-            str(tmp_path / "pack.zip"), "--clips", "2", "-k", "4", "--dtype", "float32",
+            str(pack), "--clips", "2", "-k", "4", "--dtype", "float32",
             "--device", "cpu", "--options", "4 steps", "draft",
         ]  # fmt: skip
         assert main(command) == 0
