@@ -136,7 +136,7 @@ def test_the_page_knows_what_cannot_run_here(made: Made) -> None:
 # ---------------------------------------------------------------------- weights
 
 
-@pytest.mark.parametrize(("storage", "least"), [("int8", 35), ("fp8", 25)])
+@pytest.mark.parametrize(("storage", "least"), [("int8", 60), ("fp8", 52)])
 def test_eight_bits_where_comfyui_moves_the_weights(
     tiny: Made, plain: Tensor, storage: str, least: float
 ) -> None:
@@ -180,7 +180,7 @@ def test_without_a_compiler_it_runs_as_written_and_says_so(
     tokenizer, about = load(tiny, compile="on", weights="int8")
     assert "decoder in int8, to be compiled in the first run" in about
     images, line = decode(tiny, tokenizer)
-    assert quality(images, plain) > 35
+    assert quality(images, plain) > 60
     assert "not compiled (RuntimeError: no working C++ compiler; install one" in line
     prior, about = tiny.host.results("VFTLoadPrior", prior=f"prior-{tiny.name}", compile="on")
     assert "to be compiled in the first run" in about
