@@ -272,6 +272,7 @@ def test_refused_by_name(
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line(
     tmp_path: Path, stored: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

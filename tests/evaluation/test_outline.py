@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -97,6 +98,7 @@ def pictures_of(scenes: list[world.Scene]) -> Tensor:
     return torch.from_numpy(np.stack(each)).permute(0, 3, 1, 2)[:, None]
 
 
+@pytest.mark.slow
 def test_the_finder_finds_objects_it_has_not_seen(tmp_path: Path) -> None:
     scenes = [world.draw_scene(seed) for seed in range(240)]
     pictures, shapes = pictures_of(scenes), labels_of(scenes)["shape"]

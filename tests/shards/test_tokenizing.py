@@ -85,7 +85,7 @@ def test_parquet_holds_the_same(
     assert np.array_equal(ids, one[f"{row['source']} 0"].ids)
 
 
-@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+@pytest.mark.parametrize("kind", ["webdataset", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_windows_and_what_the_encoder_had(
     clips: Path, tiny_checkpoint: Path, tiny_tokenizer: Tokenizer, tmp_path: Path, kind: str
 ) -> None:
