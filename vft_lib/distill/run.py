@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoints.checkpoint import save_tokenizer
 from ..errors import VftError
+from ..files.tensor_files import Gathered
 from ..models.loading import licence_of, load_tokenizer, stored_tokenizer
 from ..train.loop import Window, first_alone, train
 from ..train.presets import Preset
@@ -86,5 +88,9 @@ def save_student(path: Path, name: str, decoder: dict[str, Tensor], recipe: Dist
     own = {k: v.to(stored[k].dtype) for k, v in decoder.items()}
     assert own.keys() == {k for k in stored if k.startswith("decoder.")}
     config = replace(config, sampling=recipe.sampling, distilled=recipe.passes)
-    weights = dict(stored) | own
-    return save_tokenizer(path, config, weights, None, mark=mark, license=licence_of(source))
+    places: dict[str, Mapping[str, Tensor]] = dict.fromkeys(stored, stored) | dict.fromkeys(
+        own, own
+    )
+    return save_tokenizer(
+        path, config, Gathered(places), None, mark=mark, license=licence_of(source)
+    )
