@@ -243,7 +243,7 @@ def test_the_command_line_says_so(
     decode = ["decode", str(tokens), "-o", str(out), "--tokenizer", str(file), "--steps", "1"]
     cpu = ["--device", "cpu"]
     assert main([*decode, "--quality", "draft", *cpu]) == 0
-    assert "1 passes, preview decoder" in capsys.readouterr().out
+    assert "1 pass, preview decoder" in capsys.readouterr().out
     assert len(list(read_frames(out))) == 17
     assert main([*decode, *cpu]) == 0
     assert "preview" not in capsys.readouterr().out
@@ -252,7 +252,7 @@ def test_the_command_line_says_so(
     assert passes == {"asked": 1, "run": 1, "previewed": 1}
     redo = ["--redo", str(out), "--seed", "3"]
     assert main([*decode, "--quality", "draft", *redo, *cpu]) == 0
-    assert "made anew, 1 passes, preview decoder" in capsys.readouterr().out
+    assert "made anew, 1 pass, preview decoder" in capsys.readouterr().out
     assert main(["info", str(file), *cpu]) == 0
     said = capsys.readouterr().out
     assert "preview decoder   width 16, blocks 2, middle 8, fine 8" in said

@@ -379,7 +379,7 @@ def test_a_draft_goes_through_the_preview_decoder(small: Made, previewed: Made) 
     def text(made: Made, node: str = "VFTDecode", **words: Any) -> str:
         return made.host.run(node, tokenizer=made.tokenizer, **words).ui["text"][0]
 
-    assert "1 passes, preview decoder" in text(previewed, quality="draft", **run)
+    assert "1 pass, preview decoder" in text(previewed, quality="draft", **run)
     assert "preview decoder" not in text(previewed, **run)
     assert "preview decoder" not in text(small, quality="draft", **run)
     images = [

@@ -42,8 +42,8 @@ class Passes:
         )
 
     def __str__(self) -> str:
-        text = f"{self.run} of {self.asked} passes"
-        text = text if self.run < self.asked else f"{self.run} passes"
+        count = f"{self.run} of {self.asked}" if self.run < self.asked else f"{self.run}"
+        text = f"{count} {'pass' if self.asked == 1 else 'passes'}"
         return f"{text}, preview decoder" if self.previewed else text
 
 
