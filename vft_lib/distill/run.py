@@ -13,7 +13,7 @@ from ..checkpoints.checkpoint import save_tokenizer
 from ..errors import VftError
 from ..files.tensor_files import Gathered
 from ..models.loading import licence_of, load_tokenizer, stored_tokenizer
-from ..train.loop import Window, first_alone, train
+from ..train.loop import Window, first_alone
 from ..train.presets import Preset
 from ..train.run import CHECKPOINT, Run, latents_of
 from ..train.tokenizer import encode_ids
@@ -66,10 +66,7 @@ def train_student(run: Run, recipe: DistillRecipe, name: str, window: Window | N
     torch.manual_seed(recipe.schedule.seed)
     task = DistillTask(recipe, teacher, ids, latents)
     teacher.to(run.precision)  # after the student has its weights
-    weights = train(
-        task, recipe.schedule, out, device=device, every=run.every, stop_after=run.stop_after,
-        dtype=run.precision, window=window,
-    )  # fmt: skip
+    weights = run.train(task, recipe.schedule, out, window)
     if run.stopped(out):
         return out / CHECKPOINT
     path = run.out / "tokenizer.safetensors"

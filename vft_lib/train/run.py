@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..autoencoder.vae import VideoAutoencoder
 from ..checkpoints.checkpoint import load_vae, save_prior, save_tokenizer, save_vae
@@ -30,7 +31,7 @@ from .dataset import (
     world_count,
 )
 from .features import FrozenFeatures
-from .loop import Window, autocast_dtype, first_alone, join_group, train
+from .loop import Schedule, Task, Window, autocast_dtype, first_alone, join_group, train
 from .presets import Preset
 from .prior import PriorTask, ShardsPriorTask, recipe_for
 from .state import finished
@@ -74,6 +75,17 @@ class Run:
         """Whether `stop_after` ended the stage in that folder before its end."""
         return self.stop_after is not None and not finished(stage / CHECKPOINT)
 
+    def train(
+        self, task: Task, schedule: Schedule, stage: Path, window: Window | None,
+        dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """:func:`train` in the folder of a stage, as the run says (`dtype`: in place of its
+        precision)."""
+        return train(
+            task, schedule, stage, device=self.device, every=self.every,
+            stop_after=self.stop_after, dtype=dtype or self.precision, window=window,
+        )  # fmt: skip
+
     def order(self, seed: int, buffer: int = 4096) -> Order:
         """In which order this process reads the shards, so many records mixed: all but what is kept
         for validation."""
@@ -113,10 +125,7 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
         task.vae.load_state_dict(load_tokenizer(init, dtype=torch.float32).vae.state_dict())
         window = None if window is None else dataclasses.replace(window, start=0.3)
     out = run.out / "vae"
-    weights = train(
-        task, r.schedule, out, device=run.device, every=run.every, stop_after=run.stop_after,
-        dtype=run.precision, window=window,
-    )  # fmt: skip
+    weights = run.train(task, r.schedule, out, window)
     if run.stopped(out):
         return out / CHECKPOINT
     task.load_state_dict(weights)
@@ -154,10 +163,7 @@ def train_preview(
         join_group(run.device)[0],
     )  # fmt: skip
     out = run.out / "preview"
-    weights = train(
-        task, recipe.schedule, out, device=run.device, every=run.every, stop_after=run.stop_after,
-        dtype=run.precision, window=window,
-    )  # fmt: skip
+    weights = run.train(task, recipe.schedule, out, window)
     if run.stopped(out):
         return out / CHECKPOINT
     weights = {k.removeprefix("preview."): v for k, v in weights.items()}
@@ -198,10 +204,7 @@ def train_tokenizer(run: Run, window: Window | None = None, init: Path | None = 
         start = load_tokenizer(init, device=device, dtype=torch.float32)
         with first_alone(device):
             task.start_from(start, out / "ids.safetensors")
-    weights = train(
-        task, r.schedule, out, device=device, every=run.every, stop_after=run.stop_after,
-        dtype=run.precision, window=window,
-    )  # fmt: skip
+    weights = run.train(task, r.schedule, out, window)
     if run.stopped(out):
         return out / CHECKPOINT
     weights = {k: v for k, v in weights.items() if not k.startswith("alignment.")}
@@ -256,10 +259,7 @@ def train_prior(run: Run, window: Window | None = None, init: Path | None = None
         task.start_from(start)
     # A GPU waits for captions, not for arithmetic: float32 costs nothing there.
     dtype = torch.float32 if device.type == "cuda" else run.precision
-    weights = train(
-        task, r.schedule, run.out / "prior", device=device, every=run.every,
-        stop_after=run.stop_after, dtype=dtype, window=window,
-    )  # fmt: skip
+    weights = run.train(task, r.schedule, run.out / "prior", window, dtype)
     if run.stopped(run.out / "prior"):
         return run.out / "prior" / CHECKPOINT
     path = run.out / "prior.safetensors"
