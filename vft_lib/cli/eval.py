@@ -75,6 +75,16 @@ def add_eval_parser(commands: Any) -> None:
     p.add_argument("--shard", metavar="I/N", help="compute part I (0...) of N")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
+    p = steps.add_parser("order", help="what a prefix of the tokens holds, and where they look")
+    p.set_defaults(func=_order)
+    p.add_argument("clips", metavar="CLIPS", help="folder of clips, or `world`")
+    p.add_argument("--tokenizer", default="default", metavar="NAME|PATH")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR")
+    p.add_argument("--limit", type=int, default=64, metavar="N", help="the first N clips only (64)")
+    p.add_argument("--probe-clips", type=int, default=480, metavar="N", help="worlds; 0: no probe")
+    p.add_argument("--steps", type=int, metavar="N", help="of the flow decoder")
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
     p = steps.add_parser("table", help="several results in one table and plot, if they compare")
     p.set_defaults(func=_table)
     p.add_argument("results", nargs="+", type=Path, metavar="RESULTS.json")
@@ -278,6 +288,31 @@ def _study(args: argparse.Namespace) -> None:
     results = study.run(share.part, share.parts)
     text = write_report(results, args.out)
     answer(args, text, {"out": args.out, "cells": len(results)})
+
+
+def _order(args: argparse.Namespace) -> None:
+    from ..models.loading import load_tokenizer
+    from ..scoring.protocol import Protocol
+    from ..scoring.sources import open_source
+    from ..study.order import measure_order
+    from ..study.order_report import write_order
+    from ..tokenizer.sampling import Sampling
+    from ..train.loop import autocast_dtype
+
+    tokenizer = load_tokenizer(args.tokenizer, device=_device(args))
+    source = open_source(args.clips, Protocol(**_own(tokenizer)), note, limit=args.limit)
+    args.out.mkdir(parents=True, exist_ok=True)
+    clips, steps = [source.read(clip) for clip in source.ids], args.steps
+    order = measure_order(
+        tokenizer, clips, autocast_dtype(tokenizer.device), args.probe_clips, steps
+    )
+    name = args.clips if args.clips == "world" else "a folder"
+    facts = {
+        "tokenizer": tokenizer.config.name, "set": f"{len(clips)} clips of {name}",
+        "sampler": Sampling(steps).settled(tokenizer.config.sampling).recipe.words,
+        "probe_clips": args.probe_clips,
+    }  # fmt: skip
+    answer(args, write_order(order, facts, args.out), {"out": args.out, "rows": order.rows})
 
 
 def _words(args: argparse.Namespace) -> Words:
