@@ -10,15 +10,17 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/vft demo --out demo
 
-# WORKERS processes with one thread each. test: a few minutes; test-all: with the long ones too.
+# WORKERS processes with one thread each. test: a few minutes; test-all: with the long ones too, of
+# which none is started after SLOW_MINUTES, if that is given.
 WORKERS ?= 2
+SLOW_MINUTES ?=
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not full"
 
 test-all: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) $(if $(SLOW_MINUTES),--minutes $(SLOW_MINUTES))
 
 # The suite with loopback as its only network: nothing but a download may want another. Linux; a part
 # of it: make test-offline TESTS="tests/cli tests/models"

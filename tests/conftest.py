@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,8 +40,30 @@ settings.load_profile("suite")
 # Those need a ComfyUI: `make test-comfyui`.
 collect_ignore = [] if "COMFYUI" in os.environ else ["comfyui"]
 
+STARTED = time.monotonic()
 _reached: list[str] = []
 stay_on_this_machine(_reached.append)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--minutes", type=float, metavar="M",
+        help="start no test that is marked slow after so many minutes; those are named at the end",
+    )  # fmt: skip
+
+
+@pytest.hookimpl(trylast=True)  # xdist's workers must agree, and they do: the sort is stable
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests come last, so that a machine that is short of time runs all the others."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    minutes = item.config.getoption("minutes")
+    late = minutes is not None and time.monotonic() - STARTED > 60 * minutes
+    if late and item.get_closest_marker("slow"):
+        pytest.skip(f"not within {minutes:g} minutes")
 
 
 def pytest_collection_finish() -> None:

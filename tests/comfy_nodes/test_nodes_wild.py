@@ -124,6 +124,12 @@ def validated(node: Any, values: dict[str, Any]) -> dict[str, Any] | None:
 
 
 @pytest.fixture(scope="module")
+def made(small: Made) -> Made:
+    """Tiny models: what is refused does not depend on what a model has learned."""
+    return small
+
+
+@pytest.fixture(scope="module")
 def things(made: Made) -> dict[str, Any]:
     """By socket type, what may be on a wire."""
     images, video, _ = made.host.results("VFTExampleClip", seed=1, frames=5, size=64)

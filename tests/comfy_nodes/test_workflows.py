@@ -263,12 +263,15 @@ def execute(host: Any) -> Any:
     return Executor(host)
 
 
-def quick(prompt: dict[str, Any]) -> dict[str, Any]:
-    """The same graph with one sampling step where it says 0, "what is best"."""
-    prompt = copy.deepcopy(prompt)
+def quick(name: str) -> dict[str, Any]:
+    """A workflow's graph with one sampling step where it says 0, "what is best"; long clips as
+    drafts."""
+    prompt = copy.deepcopy(read(API / f"{name}.json"))
     for node in prompt.values():
         if node["inputs"].get("steps") == 0:
             node["inputs"]["steps"] = 1
+        if max(EXPECTED[name]["frames"]) > 100 and "quality" in node["inputs"]:
+            node["inputs"]["quality"] = "draft"
     return prompt
 
 
@@ -294,7 +297,7 @@ MAKERS = {"VFTTruncate", "VFTTextToTokens", "VFTRefine", "VFTLoadTokens"}
 def test_the_workflow_runs(execute: Any, name: str) -> None:
     from comfy_host import read_frames
 
-    prompt = quick(read(API / f"{name}.json"))
+    prompt = quick(name)
     results = execute(prompt)
     assert results.keys() == prompt.keys(), "a node that nothing depends on"
     by_type: dict[str, list[Any]] = {}

@@ -34,20 +34,18 @@ def clips(count: int, frames: int = 33) -> Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_batch_gives_each_clip_its_own_bytes(tok: Tokenizer, guidance: float) -> None:
+@pytest.mark.parametrize(("guidance", "frames"), [(1.0, 17), (3.0, 33)])
+def test_a_batch_gives_each_clip_its_own_bytes(
+    tok: Tokenizer, guidance: float, frames: int
+) -> None:
     """With the default weights in one batch, 1 byte in 60,000 was another, by one level."""
-    video = clips(3)
+    video = clips(2, frames)
     tokens = tok.encode(video)
-    decoded = tok.decode(tokens, steps=3, guidance=guidance, seed=[5, 6, 7])
-    turned = tok.decode(
-        tok.encode(video.flip(0)), steps=3, guidance=guidance, seed=[7, 6, 5]
-    ).flip(0)  # fmt: skip
-    assert torch.equal(turned, decoded)
-    for i in range(3):
+    decoded = tok.decode(tokens, steps=2, guidance=guidance, seed=[5, 6])
+    for i in range(2):
         alone = tok.encode(video[i])
         assert torch.equal(alone.ids[0], tokens.ids[i])
-        assert torch.equal(tok.decode(alone, steps=3, guidance=guidance, seed=5 + i)[0], decoded[i])
+        assert torch.equal(tok.decode(alone, steps=2, guidance=guidance, seed=5 + i)[0], decoded[i])
 
 
 @pytest.mark.slow

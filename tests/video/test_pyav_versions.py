@@ -26,8 +26,13 @@ def with_pyav(version: int, *command: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+BETWEEN = pytest.mark.full  # by hand, half a minute each
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("version", [12, 14, 16, 18])
+@pytest.mark.parametrize(
+    "version", [12, pytest.param(14, marks=BETWEEN), pytest.param(16, marks=BETWEEN), 18]
+)
 def test_the_video_tests_pass_with_each_pyav(version: int) -> None:
     if av.__version__.startswith(f"{version}."):
         pytest.skip(f"PyAV {version} is the one installed")
