@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vft_lib import load_prior, load_tokenizer
-from vft_lib.clips.adaptive import rows_for, truncate_adaptive
+from vft_lib.clips.adaptive import truncate_adaptive
 from vft_lib.clips.stream import read_video
 from vft_lib.evaluation.curves import FRAME_STEP
 from vft_lib.evaluation.learned import FeatureNetwork, feature_distance
@@ -77,13 +77,11 @@ def compare(files: list[Path], scenes: int, budgets: list[int]) -> None:
         tokens = tokenizer.encode(video)
         half = video.shape[1] // 2
         own = [network(v[:, ::FRAME_STEP]) for v in (video[:, :half], video[:, half:])]
-        bits = prior.surprise(tokens)[0]
         for k in budgets:
             count = k * len(tokens.rows)
             ways = {
                 "even": tokens.truncate(k),
                 "adaptive": truncate_adaptive(prior, tokens, count=count),
-                "by the prior alone": tokens.truncate(rows_for(bits, bits.sum(1), count)),
             }
             for name, cut in ways.items():
                 made = tokenizer.decode(cut, seed=i)[0]
