@@ -83,12 +83,12 @@ def adaptive(tokenizer: Tokenizer, prior: Prior) -> None:
     made = tokenizer.decode(kept)[0]
     bars = torch.full((3, 161, 64, 64), -0.8)
     for i in range(161):
-        row = kept.rows[min(i // 4, len(kept.rows) - 1)]
-        bars[:, i, 64 - row // 2 :, 8:56] = torch.tensor([-0.38, 0.68, 0.49])[:, None, None]
+        high = 60 * kept.rows[min(i // 4, len(kept.rows) - 1)] // kept.budget
+        bars[:, i, 64 - high :, 8:56] = torch.tensor([-0.38, 0.68, 0.49])[:, None, None]
     picture(
         "10_long_clip_adaptive", "More tokens where more happens",
         f"2,700 bytes: {each[0]:.1f} tokens a frame while it moves, then {each[1]:.1f}",
-        [("", made), ("tokens per latent frame over time, up to 128", bars)], 80,
+        [("", made), (f"tokens per latent frame over time, up to {kept.budget}", bars)], 80,
     )  # fmt: skip
 
 

@@ -285,7 +285,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "07_share_tokens": {"frames": [33], "budgets": [32, 32]},
     "08_published_tokenizer": {"frames": [33, 33], "budgets": [32]},
     "09_published_text_to_video": {"frames": [17], "budgets": [32]},
-    "10_long_clip_adaptive": {"frames": [161], "budgets": [108]},
+    "10_long_clip_adaptive": {"frames": [161], "budgets": [45]},
     "11_semantok_encode": {"frames": [33, 33], "budgets": [32]},
 }
 """Frames of the videos saved, and budgets of the tokens made from others' or from words."""
