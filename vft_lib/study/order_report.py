@@ -98,6 +98,7 @@ def _plot(order: Order, path: Path) -> None:
     read.set(title="read by a linear probe (dotted: chance)", ylabel="accuracy")
     for axis in (keeps, swap, read):
         axis.set_xscale("log", base=2)
+        axis.set_xticks([r["k"] for r in rows], [str(r["k"]) for r in rows])
         axis.set_xlabel("tokens per latent frame (k)")
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]), top=1.02)
         axis.grid(alpha=0.25)
