@@ -18,7 +18,7 @@ from vft_lib.errors import ConfigError, VftError
 from vft_lib.models.loading import load_tokenizer
 from vft_lib.prior.prior import Prior
 from vft_lib.study.recipes import KINDS, SCALES, preset
-from vft_lib.study.report import points
+from vft_lib.study.report import points, table
 from vft_lib.study.run import equal_steps, step_cost
 from vft_lib.tokenizer.encoder import Encoder
 
@@ -109,6 +109,17 @@ def test_points_are_means_over_seeds() -> None:
     cells[0]["line"] = {"set": "9 worlds"}
     with pytest.raises(VftError, match="do not compare"):
         points(cells)
+
+
+def test_a_single_seed_has_the_interval_of_its_clips() -> None:
+    cells = [result("grid", s, "small", 100, 0.1) for s in range(2)]
+    for cell, distance in zip(cells, (30.0, 36.0)):
+        cell["rows"][0] |= {"frechet_frames": distance, "frechet_frames_interval": [20.0, 45.0]}
+    (one,), (both,) = points(cells[:1]), points(cells)
+    assert (one["frechet_frames"], one["frechet_frames_ends"]) == (30.0, [20.0, 45.0])
+    assert (both["frechet_frames"], both["frechet_frames_ends"]) == (33.0, [30.0, 36.0])
+    (row,) = [r for r in table([one], "") if r.startswith("| grid")]
+    assert "| 30.00 (20.00–45.00) | 10.0%; real 90.0% |" in row
 
 
 @pytest.mark.slow
