@@ -48,7 +48,7 @@ stay_on_this_machine(_reached.append)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--minutes", type=float, metavar="M",
-        help="start no test that is marked slow after so many minutes; those are named at the end",
+        help="start no slow test after so many minutes; those left out are counted at the end",
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def plot_curves(sets: dict[str, dict[str, Any]], measures: Sequence[str], path: 
     figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=10
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _panel(axis: Axes, of: dict[str, Any], measure: str) -> None:
@@ -170,17 +170,22 @@ def plot_probe(table: dict[str, dict[int, float]], path: Path) -> None:
     """Accuracy by label and budget; budget 0 is chance."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axis = figure.subplots()
-    for i, (label, row) in enumerate(table.items()):
-        ks = [k for k in row if k]
-        axis.plot(ks, [row[k] for k in ks], "o-", color=f"C{i}", label=label)
-        axis.axhline(row[0], ls=":", color=f"C{i}")
+    probe_lines(axis, table)
     axis.set_xscale("log", base=2)
     axis.set(
         xlabel="tokens per latent frame (k)", ylabel="probe accuracy (dotted: chance)", ylim=(0, 1)
     )
     axis.grid(alpha=0.3)
     axis.legend()
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def probe_lines(axis: Axes, table: dict[str, dict[int, float]]) -> None:
+    """A line for each label, and a dotted one for chance."""
+    for i, (label, row) in enumerate(table.items()):
+        ks = [k for k in row if k]
+        axis.plot(ks, [row[k] for k in ks], "o-", color=f"C{i}", label=label)
+        axis.axhline(row[0], ls=":", color=f"C{i}")
 
 
 def plot_loss(logs: dict[str, Path], path: Path) -> None:
@@ -195,10 +200,11 @@ def plot_loss(logs: dict[str, Path], path: Path) -> None:
         axis.plot(step[width - 1 :], smooth, color="k")
         axis.set(title=name, xlabel="step", ylabel="loss", yscale="log")
         axis.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """As a PNG, whole or not at all."""
     FigureCanvasAgg(figure)
     with replacing(path) as tmp:
         figure.savefig(tmp, format="png", dpi=110)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..evaluation.curves import Shown
-from ..evaluation.figures import strip
-from ..files.atomic import replacing, write_bytes
+from ..evaluation.figures import probe_lines, save_figure, strip
+from ..files.atomic import write_bytes
+from ..video.frames import to_frames
 from .order import Order
 
 SHOWN = 4  # clips in the pictures
@@ -40,11 +40,10 @@ def write_order(order: Order, facts: dict[str, Any], out: Path) -> str:
         pictures.append({name: _shown(v) for name, v in zip(names, videos)})
     strip(pictures, names, out / "swapped.png", frames=2)
     names = ["clip", *(f"token {k}" for k in ks if k)]
-    looks = [
-        {"clip": _shown(order.original[i])}
-        | {f"token {k}": _lit(order.original[i], order.shares[i, :, k - 1]) for k in ks if k}
-        for i in clips
-    ]
+    looks = []
+    for i, clip in enumerate(picture["first"] for picture in pictures):
+        lit = {f"token {k}": _lit(clip.frames, order.shares[i, :, k - 1]) for k in ks if k}
+        looks.append({"clip": clip} | lit)
     strip(looks, names, out / "looks.png", frames=2)
     return text
 
@@ -91,10 +90,7 @@ def _plot(order: Order, path: Path) -> None:
             swap.plot([r["k"] for r in rows], values, style, color=f"C{i}", label=label)
     keeps.set(title="what the first k tokens keep", ylabel="correlation with the clip")
     swap.set(title="first k of one clip, rest of another", ylabel="correlation")
-    for i, (label, by_k) in enumerate(order.probe.items()):
-        ks = [k for k in by_k if k]
-        read.plot(ks, [by_k[k] for k in ks], "o-", color=f"C{i}", label=label)
-        read.axhline(by_k[0], ls=":", color=f"C{i}")
+    probe_lines(read, order.probe)
     read.set(title="read by a linear probe (dotted: chance)", ylabel="accuracy")
     for axis in (keeps, swap, read):
         axis.set_xscale("log", base=2)
@@ -104,20 +100,16 @@ def _plot(order: Order, path: Path) -> None:
         axis.grid(alpha=0.25)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(frameon=False, fontsize=8)
-    FigureCanvasAgg(figure)
-    with replacing(path) as tmp:
-        figure.savefig(tmp, format="png", dpi=110)
+    save_figure(figure, path)
 
 
 def _shown(video: Tensor) -> Shown:
     """Of `[3,T,H,W]` in [-1,1]."""
-    x = video.float().add(1).mul(127.5).round().clamp(0, 255)
-    return Shown(x.byte().permute(1, 2, 3, 0).numpy())
+    return Shown(np.stack(list(to_frames(video))))
 
 
-def _lit(video: Tensor, shares: Tensor) -> Shown:
+def _lit(frames: np.ndarray, shares: Tensor) -> Shown:
     """The clip, darker where the token of each latent frame `[t,h,w]` looks less than elsewhere."""
-    frames = _shown(video).frames
     spots = np.linspace(0, len(shares) - 1, len(frames)).round().astype(int)
     x = shares[spots][:, None]
     x = x / x.amax((2, 3), keepdim=True)

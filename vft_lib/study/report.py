@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..errors import VftError
-from ..files.atomic import replacing, write_bytes
+from ..evaluation.figures import save_figure
+from ..files.atomic import write_bytes
 from ..scoring.protocol import text_of
 from .recipes import KINDS
 
@@ -131,6 +131,9 @@ def plot(found: Sequence[Point], path: Path) -> None:
                 x, [p[key] for p in of], "o", ls=STYLES.get(k, "-"), color=COLOURS[kind],
                 label=_title(of[0]),
             )  # fmt: skip
+            if key in SHARES:
+                style = STYLES.get(k, "-")
+                axis.axhline(of[0][f"{key}_real"], color=COLOURS[kind], ls=style, lw=0.8, alpha=0.6)
         axis.set_xscale("log")
         sizes = sorted({p["parameters"] for p in found})
         axis.set_xticks(sizes, [f"{n / 1e6:.2g} M" for n in sizes])
@@ -139,14 +142,9 @@ def plot(found: Sequence[Point], path: Path) -> None:
         axis.set_ylabel("larger is better ↑" if key in SHARES else "smaller is better ↑")
         if key in SHARES:
             axis.set_ylim(0, 1)
-            for kind, k in dict.fromkeys((p["kind"], p["k"]) for p in found):
-                real = next(p[f"{key}_real"] for p in found if (p["kind"], p["k"]) == (kind, k))
-                axis.axhline(real, color=COLOURS[kind], ls=STYLES.get(k, "-"), lw=0.8, alpha=0.6)
         else:
             axis.invert_yaxis()
         axis.grid(alpha=0.25)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-    FigureCanvasAgg(figure)
-    with replacing(path) as tmp:
-        figure.savefig(tmp, format="png", dpi=110)
+    save_figure(figure, path)

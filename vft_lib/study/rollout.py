@@ -10,7 +10,7 @@ from torch import Tensor
 from ..tokenizer.encoder import Encoder
 from ..transformer.fused import unit
 from ..transformer.layers import Attention
-from ..transformer.layout import Layout, key_bias
+from ..transformer.layout import Layout
 from ..transformer.masks import attention_mask
 
 
@@ -62,8 +62,6 @@ def _weights(module: Attention, x: Tensor, layout: Layout) -> Tensor:
         unit(d, w(x).unflatten(-1, (-1, d))).transpose(1, 2).float() for w in (module.wq, module.wk)
     )
     logits = q @ k.transpose(-1, -2) * (8 / d)
-    if layout.weight != 1:
-        logits = logits + key_bias(layout, x.device)
     mask = attention_mask(layout.mask, layout.frames, layout.patches, layout.registers, x.device)
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))
