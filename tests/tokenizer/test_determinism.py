@@ -42,6 +42,8 @@ def test_a_batch_gives_each_clip_its_own_bytes(
     video = clips(2, frames)
     tokens = tok.encode(video)
     decoded = tok.decode(tokens, steps=2, guidance=guidance, seed=[5, 6])
+    turned = tok.decode(tok.encode(video.flip(0)), steps=2, guidance=guidance, seed=[6, 5]).flip(0)
+    assert torch.equal(turned, decoded)
     for i in range(2):
         alone = tok.encode(video[i])
         assert torch.equal(alone.ids[0], tokens.ids[i])
