@@ -5,13 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all test-offline test-comfyui gpu-check lint format install clean
+.PHONY: demo test test-slow test-browser test-all test-offline test-comfyui gpu-check lint format \
+	install clean
+.NOTPARALLEL: # two parts of the suite at once would take longer than one after the other
 
 demo: $(STAMP)
 	$(BIN)/vft demo --out demo
 
-# WORKERS processes with one thread each. test: a few minutes; test-all: with the long ones too, of
-# which none is started after SLOW_MINUTES, if that is given.
+# WORKERS processes with one thread each. test: a few minutes; test-slow: what takes longer, of which
+# none is started after SLOW_MINUTES, if that is given; test-browser: the front end in Chromium.
 WORKERS ?= 2
 SLOW_MINUTES ?=
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
@@ -19,8 +21,14 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not full"
 
-test-all: $(STAMP)
-	$(PYTEST) $(if $(SLOW_MINUTES),--minutes $(SLOW_MINUTES))
+test-slow: $(STAMP)
+	$(PYTEST) -m "slow and not full" --ignore tests/browser \
+		$(if $(SLOW_MINUTES),--minutes $(SLOW_MINUTES))
+
+test-browser: $(STAMP)
+	$(PYTEST) tests/browser
+
+test-all: test test-slow test-browser
 
 # The suite with loopback as its only network: nothing but a download may want another. Linux; a part
 # of it: make test-offline TESTS="tests/cli tests/models"

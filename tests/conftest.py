@@ -52,12 +52,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )  # fmt: skip
 
 
-@pytest.hookimpl(trylast=True)  # xdist's workers must agree, and they do: the sort is stable
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests come last, so that a machine that is short of time runs all the others."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     minutes = item.config.getoption("minutes")
