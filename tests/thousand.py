@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import random
@@ -35,6 +36,7 @@ from vft_lib.shards.decoding import chunks_of
 from vft_lib.shards.encoding import read_chunks
 from vft_lib.shards.sources import open_source
 from vft_lib.shards.tokenizing import Machine, plan_of
+from vft_lib.video.video_in import read_frames
 from vft_lib.video.video_out import write_video
 from vft_lib.world.world import draw_scene
 
@@ -46,7 +48,7 @@ PER_SHARD = 25
 def make_list(folder: Path, real: Path, count: int) -> Path:
     """`folder/list.csv`: so many clips, with captions."""
     found = sorted(clip_files(real), key=lambda p: p.stat().st_size)
-    taken = found[: count * 38 // 100]
+    taken = list(itertools.islice(filter(moves, found), count * 38 // 100))
     rows = [[str(path.resolve()), f"a preview of {path.stem}", "1.0"] for path in taken]
     for i in range(count - BROKEN - len(rows)):
         scene, path = draw_scene(2_000_000 + i), folder / f"world{i:04d}.mp4"
@@ -62,6 +64,11 @@ def make_list(folder: Path, real: Path, count: int) -> Path:
     with (folder / "list.csv").open("w", newline="", encoding="utf-8") as f:
         csv.writer(f).writerows([["path", "caption", "end"], *rows])
     return folder / "list.csv"
+
+
+def moves(path: Path) -> bool:
+    """Whether a file holds two frames, and is no still."""
+    return len(list(read_frames(path, size=(64, 64), max_frames=2))) == 2
 
 
 class Runs:
@@ -109,14 +116,21 @@ class Runs:
     def kill_an_actor(self, out: Path) -> None:
         run, hit = self.start(out, "--ray", "--actors", "2"), False
         while run.poll() is None:
-            actors = [p for p in psutil.Process(run.pid).children(recursive=True)
-                      if "MapWorker" in " ".join(p.cmdline())]  # fmt: skip
+            actors = [p for p in psutil.Process(run.pid).children(recursive=True) if maps(p)]
             if not hit and len(done(out)) >= 10 and actors:
                 actors[0].kill()
                 hit = True
                 print(f"killed one of {len(actors)} actors with {len(done(out))} shards there")
             time.sleep(0.1)
         assert hit and run.returncode == 0, out.with_suffix(".log").read_text()[-2000:]
+
+
+def maps(process: psutil.Process) -> bool:
+    """Whether a process is one of Ray's actors that tokenize; one that has ended is none."""
+    try:
+        return "MapWorker" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def done(out: Path) -> list[Path]:
