@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from conftest import TINY
 from train_tasks import tokenizer_task
 
+from vft_lib.errors import VftError
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.train.loop import step_generator
 from vft_lib.train.places import places, start_registers_at_places
@@ -76,3 +80,17 @@ def test_registers_begin_at_places_coarse_to_fine() -> None:
     assert {y for y, _ in found[1:5]} == {0.25, 0.75}
     assert len(set(found[5:21])) == 16
     assert {(int(2 * y), int(2 * x)) for y, x in found[5:9]} == {(0, 0), (0, 1), (1, 0), (1, 1)}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_another_autoencoder_is_refused_where_ids_stay(frozen: bool, tmp_path: Path) -> None:
+    """A tokenizer goes on with an autoencoder that has been trained further; ids do not."""
+    task, trained = tokenizer_task(freeze_encoder=frozen), Tokenizer(TINY)
+    if frozen:
+        with pytest.raises(VftError, match="another autoencoder"):
+            task.start_from(trained, tmp_path / "ids.safetensors")
+        return
+    task.start_from(trained, tmp_path / "ids.safetensors")
+    for k, v in trained.decoder.state_dict().items():
+        assert torch.equal(task.decoder.state_dict()[k], v), k
+    assert task.ids is None

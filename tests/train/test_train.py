@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,6 +301,45 @@ def test_a_frozen_autoencoder_encoder_keeps_the_latents(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(task.vae.encode(video), before)
         assert not torch.equal(task.vae.decode(before), pixels)
+
+
+def test_the_decoder_s_noise_is_as_wide_as_each_channel() -> None:
+    """An encoder with wider latents, and a decoder that undoes it: the same pictures, noise and
+    all. Otherwise an encoder would escape the noise by shouting."""
+    recipe = dataclasses.replace(vae_task().recipe, latent_noise=1.0, kl=0.0)
+
+    def loss(noise: float, scale: float) -> float:
+        task = vae_task()
+        task.recipe = dataclasses.replace(recipe, latent_noise=noise)
+        last, first = task.vae.encoder.conv_out.conv, task.vae.decoder.conv_in.conv
+        c = recipe.config.latent_channels
+        with torch.no_grad():
+            last.weight[:c] *= scale
+            last.bias[:c] *= scale
+            first.weight /= scale
+            last.weight[c:], last.bias[c:] = 0.0, -20.0  # no noise of the posterior
+            return float(task(step=0, generator=step_generator(0, 0), progress=0.0)["loss"])
+
+    assert loss(1.0, 64.0) == pytest.approx(loss(1.0, 1.0), rel=1e-3)
+    assert loss(1.0, 1.0) != pytest.approx(loss(0.0, 1.0), rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, while it compiles
+def test_compiled_halves_have_the_same_gradients(tmp_path: Path) -> None:
+    found = []
+    for compiled in (False, True):
+        task = vae_task().train()
+        if compiled:
+            task.compile_halves()
+        task(step=0, generator=step_generator(0, 0), progress=0.0)["loss"].backward()
+        grads = [p.grad for p in task.parameters() if p.grad is not None]
+        assert len(grads) == len(list(task.parameters()))
+        found.append(torch.cat([g.flatten() for g in grads]))
+    # As a run does it, with weights in the step's number format.
+    train(task, dataclasses.replace(SCHEDULE, steps=1), tmp_path, device=CPU, dtype=torch.float32)
+    assert (found[1] - found[0]).norm() < 1e-4 * found[0].norm()
 
 
 # ---------------------------------------------------------------------- a real kill

@@ -46,8 +46,9 @@ def add_train_parser(subparsers: Any) -> None:
         p.set_defaults(func=func if "card" in name else partial(_alone, func))
         if name != "preview":
             p.add_argument(
-                "--preset", default="nano", help="nano (CPU), small (one GPU) or tiny (tests)"
-            )
+                "--preset", default="nano",
+                help="nano (CPU), small (one GPU), small-cpu (two cores) or tiny (tests)",
+            )  # fmt: skip
         p.add_argument("--out", type=Path, required=True, help="folder of the run; resumed if used")
         p.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or auto (default)")
         p.add_argument(
@@ -145,6 +146,11 @@ def _add_run(p: argparse.ArgumentParser, name: str) -> None:
         )  # fmt: skip
     else:
         p.add_argument("--steps", type=int, help="instead of the preset's number of steps")
+    if name == "vae":
+        p.add_argument(
+            "--compile", action="store_true", dest="compiled",
+            help="compile the autoencoder: minutes at first, then shorter steps on a CPU",
+        )  # fmt: skip
     if name in ("vae", "tokenizer"):
         trained = "flow decoder" if name == "tokenizer" else "autoencoder's decoder"
         p.add_argument(
@@ -241,7 +247,7 @@ def _run(args: argparse.Namespace, preset: Preset | None = None) -> Run:
     features = None if args.features is None else FrozenFeatures(args.features, (4, 8, 16))
     return Run(
         preset, Footage(bank, worlds), args.out, device, _dtype(args), args.checkpoint_seconds,
-        args.stop_after, features, args.processes,
+        args.stop_after, features, args.processes, compiled=getattr(args, "compiled", False),
     )  # fmt: skip
 
 

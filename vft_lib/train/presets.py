@@ -1,5 +1,6 @@
 """Named recipes. `nano`: two CPU cores, under two hours. `small`: one data-centre GPU, under 25
-minutes. `tiny`: seconds, for tests."""
+minutes; `small-cpu`: the same models in batches for two CPU cores, to go on from trained ones.
+`tiny`: seconds, for tests."""
 
 from __future__ import annotations
 
@@ -116,6 +117,27 @@ PRESETS = {
                "schedule": Schedule(12, 4, lr=1e-3, matrix_lr=1e-3, warmup=2)},
     ),
 }  # fmt: skip
+
+
+def _for_cores(p: Preset) -> Preset:
+    """The models of a GPU's preset, in batches for two CPU cores."""
+    vae, tokenizer, prior = p.vae.schedule, p.tokenizer.schedule, p.prior.schedule
+    return Preset(
+        replace(
+            p.vae,
+            crop=64,
+            crop_share=0.9,
+            clip_lengths=(9,),
+            world_share=0.2,
+            latent_noise=0.5,
+            schedule=replace(vae, batch=4, lr=8e-4, matrix_lr=3e-3, warmup=100, ema=0.998),
+        ),
+        replace(p.tokenizer, schedule=replace(tokenizer, batch=32, lr=1e-3, matrix_lr=2e-3)),
+        replace(p.prior, schedule=replace(prior, batch=32, ema=0.998)),
+    )
+
+
+PRESETS["small-cpu"] = _for_cores(PRESETS["small"])
 
 
 def preview_recipe(c: TokenizerConfig) -> PreviewRecipe:

@@ -48,7 +48,8 @@ class Run:
     a frozen image network, for the perceptual term and the alignment (None: without). `processes`:
     that draw procedural clips ahead. `shards`: a folder of `vft tokenize`, which tokenizer and
     prior are trained on in place of `footage`; `tokenizer`: whose tokens these are (None: the run's
-    own, or the default one), or which gets a preview decoder."""
+    own, or the default one), or which gets a preview decoder. `compiled`: the autoencoder is
+    trained as compiled graphs."""
 
     preset: Preset
     footage: Footage
@@ -61,6 +62,7 @@ class Run:
     processes: int = 0
     shards: Path | None = None
     tokenizer: str | None = None
+    compiled: bool = False
 
     @property
     def precision(self) -> torch.dtype:
@@ -124,6 +126,8 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
     if init is not None:
         task.vae.load_state_dict(load_tokenizer(init, dtype=torch.float32).vae.state_dict())
         window = None if window is None else dataclasses.replace(window, start=0.3)
+    if run.compiled:
+        task.compile_halves()
     out = run.out / "vae"
     weights = run.train(task, r.schedule, out, window)
     if run.stopped(out):

@@ -116,8 +116,8 @@ class TokenizerTask(Task):
             self.noted.append(output)
 
     def start_from(self, tokenizer: Tokenizer, cache: Path) -> None:
-        """Take the weights of a trained tokenizer; the autoencoder must be the same one. `cache`
-        keeps the ids of a frozen encoder."""
+        """Take the weights of a trained tokenizer. With a frozen encoder its autoencoder must be
+        the same one, and `cache` keeps the ids."""
         mine, other = self.recipe.config, tokenizer.config
         frozen, given = self.frozen[0].state_dict(), tokenizer.vae.state_dict()
         if (mine.encoder, mine.decoder, mine.fsq_levels) != (
@@ -126,7 +126,8 @@ class TokenizerTask(Task):
             other.fsq_levels,
         ):
             raise VftError(f"--init: {other.name} and {mine.name} are not built alike")
-        if any(not torch.equal(v.half(), given[k].to(v).half()) for k, v in frozen.items()):
+        other_vae = any(not torch.equal(v.half(), given[k].to(v).half()) for k, v in frozen.items())
+        if self.recipe.freeze_encoder and other_vae:
             raise VftError(f"--init: {other.name} has another autoencoder than this run")
         self.encoder.load_state_dict(tokenizer.encoder.state_dict())
         self.decoder.load_state_dict(tokenizer.decoder.state_dict())
