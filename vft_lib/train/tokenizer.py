@@ -126,8 +126,9 @@ class TokenizerTask(Task):
             other.fsq_levels,
         ):
             raise VftError(f"--init: {other.name} and {mine.name} are not built alike")
-        other_vae = any(not torch.equal(v.half(), given[k].to(v).half()) for k, v in frozen.items())
-        if self.recipe.freeze_encoder and other_vae:
+        if self.recipe.freeze_encoder and any(
+            not torch.equal(v.half(), given[k].to(v).half()) for k, v in frozen.items()
+        ):
             raise VftError(f"--init: {other.name} has another autoencoder than this run")
         self.encoder.load_state_dict(tokenizer.encoder.state_dict())
         self.decoder.load_state_dict(tokenizer.decoder.state_dict())
