@@ -36,6 +36,7 @@ from vft_lib.train.loop import (
 )
 from vft_lib.train.state import MatrixMuon, step_of
 from vft_lib.train.tokenizer import draw_budgets
+from vft_lib.transformer.graphs import Compiled
 
 # ---------------------------------------------------------------------- parts
 
@@ -339,6 +340,8 @@ def test_compiled_halves_have_the_same_gradients(tmp_path: Path) -> None:
         found.append(torch.cat([g.flatten() for g in grads]))
     # As a run does it, with weights in the step's number format.
     train(task, dataclasses.replace(SCHEDULE, steps=1), tmp_path, device=CPU, dtype=torch.float32)
+    for half in task._halves:
+        assert isinstance(half, Compiled) and half.done and not half.problem, "no fallback"
     assert (found[1] - found[0]).norm() < 1e-4 * found[0].norm()
 
 

@@ -4,8 +4,10 @@ the preview decoder, on latents of a trained one."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,11 @@ from ..config.preview import PreviewConfig
 from ..config.tokenizer import VAEConfig
 from ..footage.footage import Footage, host_rng
 from ..measure.sheets import save_strip
+from ..transformer.graphs import Compiled
 from .features import FrozenFeatures, unit_distance, unit_maps
 from .loop import Schedule, Task, step_generator
+
+Half = Callable[..., Any]  # of the autoencoder: pixels to moments, or latents to pixels
 
 
 @dataclass(frozen=True)
@@ -54,18 +59,17 @@ class VAETask(Task):
         super().__init__()
         self.recipe, self.footage = recipe, footage
         self.vae = VideoAutoencoder(recipe.config)
-        self._halves = self.vae.moments, self.vae.decode
+        self._halves: tuple[Half, Half] = self.vae.moments, self.vae.decode
         self.features = (features,)  # in a tuple: not a submodule
         _initialize(self.vae)
         self.vae.encoder.requires_grad_(not recipe.freeze_encoder)
 
     def compile_halves(self) -> None:
         """Encoder and decoder as two compiled graphs: a minute or two for each shape of a batch,
-        then steps on a CPU take a quarter less time."""
+        then steps on a CPU take a quarter less time. As written where they cannot be compiled."""
         # torch asks its inputs, the weights in the step's number format, for a `grad`.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-        self._halves = (torch.compile(self.vae.moments, dynamic=False),
-                        torch.compile(self.vae.decode, dynamic=False))  # fmt: skip
+        self._halves = Compiled(self.vae.moments), Compiled(self.vae.decode)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         return [
