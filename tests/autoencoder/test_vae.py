@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from vft_lib.autoencoder.convolutions import TimeUp
 from vft_lib.autoencoder.vae import VideoAutoencoder
 from vft_lib.config.tokenizer import VAEConfig
 from vft_lib.errors import VftError
-from vft_lib.train.vae import fold_latent_scale
+from vft_lib.train.vae import fold_latent_basis, fold_latent_scale
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -116,6 +118,56 @@ def test_folding_the_scale_changes_the_latents_only() -> None:
     one_sigma = mean + (0.5 * logvar).exp()
     new_one_sigma = new_mean + (0.5 * new_logvar).exp()
     assert torch.allclose(new_one_sigma, one_sigma / scale.view(shape), rtol=1e-3, atol=1e-3)
+
+
+def test_folding_a_basis_undoes_a_mixture_of_channels() -> None:
+    """The same autoencoder with its latents' channels mixed gets its own latents back, exactly."""
+    torch.manual_seed(2)
+    model = VideoAutoencoder(VAEConfig(8, (1, 1, 2, 2), 1, 1, 4)).requires_grad_(False)
+    mixed = copy.deepcopy(model)
+    mix = torch.randn(4, 4) + 2 * torch.eye(4)
+    last, first = mixed.encoder.conv_out.conv, mixed.decoder.conv_in.conv
+    last.weight[:4] = torch.einsum("ij,j...->i...", mix, model.encoder.conv_out.conv.weight[:4])
+    last.bias[:4] = mix @ last.bias[:4]
+    first.weight.copy_(torch.einsum("oj...,ji->oi...", first.weight, torch.linalg.inv(mix)))
+    clips = normal(0, 6, 3, 9, 32, 32)
+    wanted, got = model.encode(clips), mixed.encode(clips)
+    assert (got - wanted).abs().max() > 0.5 * wanted.std()
+    assert torch.allclose(mixed.decode(got), model.decode(wanted), atol=1e-4)
+    like = fold_latent_basis(mixed, model, clips)
+    assert torch.allclose(like, torch.ones_like(like), atol=1e-4)
+    assert torch.allclose(mixed.encode(clips), wanted, rtol=1e-3, atol=1e-3 * float(wanted.std()))
+    assert torch.allclose(mixed.decode(wanted), model.decode(wanted), atol=1e-3)
+
+
+def test_folding_a_basis_makes_other_latents_alike() -> None:
+    """Another autoencoder: its pictures stay, its latents get the model's second moments and are
+    at least as correlated with the model's as before."""
+    torch.manual_seed(3)
+    config = VAEConfig(8, (1, 1, 2, 2), 1, 1, 4)
+    model, other = (VideoAutoencoder(config).requires_grad_(False) for _ in range(2))
+    clips = normal(1, 6, 3, 9, 32, 32)
+
+    def flat(latents: Tensor) -> Tensor:
+        return latents.transpose(0, 1).flatten(1).double()
+
+    def alike(a: Tensor, b: Tensor) -> Tensor:
+        """The sum of correlations, channel by channel, after each is made white."""
+        roots = []
+        for z in (a, b):
+            values, vectors = torch.linalg.eigh(z @ z.T)
+            roots.append(vectors @ torch.diag(values**-0.5) @ vectors.T @ z)
+        return (roots[0] * roots[1]).sum()
+
+    x, before = flat(model.encode(clips)), flat(other.encode(clips))
+    pictures = other.decode(other.encode(clips))
+    like = fold_latent_basis(other, model, clips)
+    after = flat(other.encode(clips))
+    assert torch.allclose(after @ after.T, x @ x.T, rtol=1e-3, atol=1e-3 * float((x @ x.T).max()))
+    assert alike(x, after) > alike(x, before) + 0.1
+    assert torch.allclose(alike(x, after), like.sum(), rtol=1e-3)
+    assert 1 + 1e-6 > like.max() >= like.min() >= 0
+    assert torch.allclose(other.decode(other.encode(clips)), pictures, atol=1e-3)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 5, 9])

@@ -132,7 +132,11 @@ def _for_cores(p: Preset) -> Preset:
             latent_noise=0.5,
             schedule=replace(vae, batch=4, lr=8e-4, matrix_lr=3e-3, warmup=100, ema=0.998),
         ),
-        replace(p.tokenizer, schedule=replace(tokenizer, batch=32, lr=1e-3, matrix_lr=2e-3)),
+        replace(
+            p.tokenizer,
+            world_share=0.25,
+            schedule=replace(tokenizer, batch=32, lr=7e-4, matrix_lr=1.3e-3),
+        ),
         replace(p.prior, schedule=replace(prior, batch=32, ema=0.998)),
     )
 

@@ -36,9 +36,10 @@ from .presets import Preset
 from .prior import PriorTask, ShardsPriorTask, recipe_for
 from .state import finished
 from .tokenizer import TokenizerTask
-from .vae import PreviewRecipe, PreviewTask, VAETask, fold_latent_scale
+from .vae import PreviewRecipe, PreviewTask, VAETask, fold_latent_basis, fold_latent_scale
 
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a stage
+TRAINED = 0.3  # progress of a window that begins with weights of --init
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,11 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
     r = run.preset.vae
     torch.manual_seed(r.schedule.seed)
     task = VAETask(r, run.footage, run.frozen_features())
+    model = None  # whose latents the new ones are to be like
     if init is not None:
-        task.vae.load_state_dict(load_tokenizer(init, dtype=torch.float32).vae.state_dict())
-        window = None if window is None else dataclasses.replace(window, start=0.3)
+        model = load_tokenizer(init, dtype=torch.float32).vae
+        task.vae.load_state_dict(model.state_dict())
+        window = None if window is None else dataclasses.replace(window, start=TRAINED)
     if run.compiled:
         task.compile_halves()
     out = run.out / "vae"
@@ -145,8 +148,12 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
         return path
     generator = torch.Generator(run.device).manual_seed(7)
     clips = run.footage.draw(generator, 32, 17, r.size, 0.25)
-    scale = fold_latent_scale(task.vae, clips)
-    print(f"latents were {scale.min():.2f} to {scale.max():.2f} wide by channel, now 1")
+    if model is not None:
+        like = fold_latent_basis(task.vae, model.to(run.device), clips)
+        print(f"latents correlate with {init}'s by {like.max():.2f} to {like.min():.2f}")
+    else:
+        scale = fold_latent_scale(task.vae, clips)
+        print(f"latents were {scale.min():.2f} to {scale.max():.2f} wide by channel, now 1")
     path = run.out / "vae.safetensors"
     with first_alone(run.device) as first:
         if first:
@@ -208,6 +215,7 @@ def train_tokenizer(run: Run, window: Window | None = None, init: Path | None = 
         start = load_tokenizer(init, device=device, dtype=torch.float32)
         with first_alone(device):
             task.start_from(start, out / "ids.safetensors")
+        window = None if window is None else dataclasses.replace(window, start=TRAINED)
     weights = run.train(task, r.schedule, out, window)
     if run.stopped(out):
         return out / CHECKPOINT

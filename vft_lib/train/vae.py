@@ -177,6 +177,40 @@ def fold_latent_scale(vae: VideoAutoencoder, clips: Tensor) -> Tensor:
     return scale
 
 
+@torch.no_grad()
+def fold_latent_basis(vae: VideoAutoencoder, model: VideoAutoencoder, clips: Tensor) -> Tensor:
+    """Give the latents of `vae` the basis in which they are like those of `model`: the same second
+    moments, and as correlated with them as a linear map of the channels can make them. What the
+    pair computes stays the same. Returns the canonical correlations `[C]`, from 1 (the same) to 0.
+
+    A tokenizer that was trained on `model` then has less to learn anew. With x and y the latents of
+    `model` and `vae`, the map is Sx^1/2 U V' Sy^-1/2, where Sx = E[xx'], Sy = E[yy'] and U, V are
+    singular vectors of Sx^-1/2 E[xy'] Sy^-1/2 (Hotelling 1936).
+    """
+    x, y = (
+        torch.cat([v.encode(part) for part in clips.split(4)]).transpose(0, 1).flatten(1).double()
+        for v in (model, vae)
+    )
+    sx, sy, sxy = (a @ b.T / a.shape[1] for a, b in ((x, x), (y, y), (x, y)))
+    white = _power(sy, -0.5)
+    u, correlations, vt = torch.linalg.svd(_power(sx, -0.5) @ sxy @ white)
+    basis = _power(sx, 0.5) @ u @ vt @ white
+    c = len(basis)
+    last, first = vae.encoder.conv_out.conv, vae.decoder.conv_in.conv
+    turned = basis.to(last.weight)
+    last.weight[:c] = torch.einsum("ij,j...->i...", turned, last.weight[:c])
+    last.bias[:c] = turned @ last.bias[:c]
+    last.bias[c:] += 2 * basis.square().sum(1).sqrt().log().to(last.bias)
+    inverse = torch.linalg.inv(basis).to(first.weight)
+    first.weight.copy_(torch.einsum("oj...,ji->oi...", first.weight, inverse))
+    return correlations
+
+
+def _power(symmetric: Tensor, exponent: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(symmetric)
+    return vectors @ torch.diag(values.clamp_min(1e-9) ** exponent) @ vectors.T
+
+
 @dataclass(frozen=True)
 class PreviewRecipe:
     """Clips of `frames`, cropped to `crop` px, and the rest as in `VAERecipe`. To encode a clip
