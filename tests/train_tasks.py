@@ -24,10 +24,9 @@ STEPS = 6
 SCHEDULE = Schedule(steps=STEPS, batch=2, lr=1e-3, matrix_lr=2e-3, warmup=2, ema=0.9)
 
 
-def vae_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) -> VAETask:
+def vae_task(schedule: Schedule = SCHEDULE) -> VAETask:
     torch.manual_seed(0)
-    recipe = VAERecipe(TINY.vae, 32, schedule, crop=16, crop_share=0.5, clip_lengths=(5, 9),
-                       freeze_encoder=freeze_encoder)  # fmt: skip
+    recipe = VAERecipe(TINY.vae, 32, schedule, crop=16, crop_share=0.5, clip_lengths=(5, 9))
     return VAETask(recipe, Footage(None, Worlds(range(1_000_000, 1_000_064), 17, 32)))
 
 

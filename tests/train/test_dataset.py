@@ -16,10 +16,10 @@ from vft_lib.footage.bank import ClipBank
 from vft_lib.footage.footage import Footage, to_video
 from vft_lib.footage.textures import textures
 from vft_lib.footage.worlds import Worlds
+from vft_lib.measure.features import FORMAT, FrozenFeatures, _folded
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.train import dataset
 from vft_lib.train.dataset import Latents, encode_dataset, world_count
-from vft_lib.train.features import FORMAT, FrozenFeatures, _folded
 from vft_lib.train.tokenizer import encode_ids
 
 from .test_features import made_up

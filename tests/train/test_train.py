@@ -293,17 +293,6 @@ def test_the_checkpoint_before_the_last_is_kept_and_goes_on(tmp_path: Path) -> N
     assert all(torch.equal(again[k], whole[k]) for k in whole), "with its optimizers"
 
 
-def test_a_frozen_autoencoder_encoder_keeps_the_latents(tmp_path: Path) -> None:
-    task = vae_task(freeze_encoder=True)
-    video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
-    with torch.no_grad():
-        before, pixels = task.vae.encode(video), task.vae.decode(task.vae.encode(video))
-    train(task, SCHEDULE, tmp_path, device=CPU, dtype=torch.float32)
-    with torch.no_grad():
-        assert torch.equal(task.vae.encode(video), before)
-        assert not torch.equal(task.vae.decode(before), pixels)
-
-
 def test_the_decoder_s_noise_is_as_wide_as_each_channel() -> None:
     """An encoder with wider latents, and a decoder that undoes it: the same pictures, noise and
     all. Otherwise an encoder would escape the noise by shouting."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,6 +49,21 @@ def device_of(args: argparse.Namespace) -> torch.device | None:
         kind = device.type.upper()
         raise VftError(f"this machine has no {kind} device that torch can use; give --device cpu")
     return device
+
+
+def run_device(args: argparse.Namespace) -> torch.device:
+    """What --device asks for; automatic: this process's own GPU, if there is one."""
+    import torch
+
+    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return device_of(args) or torch.device(local if torch.cuda.is_available() else "cpu")
+
+
+def run_dtype(args: argparse.Namespace) -> torch.dtype | None:
+    """Autocast's, as --dtype asks for it; None: automatic."""
+    import torch
+
+    return None if args.dtype == "auto" else getattr(torch, args.dtype)
 
 
 def device_and_dtype(args: argparse.Namespace) -> tuple[torch.device | None, torch.dtype | None]:
@@ -197,6 +213,13 @@ def note(message: str) -> None:
 def number(text: str) -> float:
     """A finite number."""
     if not math.isfinite(float(text)):
+        raise ValueError
+    return float(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    if not 0 <= float(text) <= 1:
         raise ValueError
     return float(text)
 

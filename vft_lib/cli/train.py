@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import VftError
 from ..files.atomic import alone
-from .common import device_of, note, number
+from .common import note, number, run_device, run_dtype, share
 from .tokenize import add_pack_parser
 
 if TYPE_CHECKING:
-    import torch
-
     from ..train.loop import Window
     from ..train.presets import Preset
     from ..train.run import Run
@@ -151,6 +149,11 @@ def _add_run(p: argparse.ArgumentParser, name: str) -> None:
             "--compile", action="store_true", dest="compiled",
             help="compile the autoencoder: minutes at first, then shorter steps on a CPU",
         )  # fmt: skip
+    if name in ("vae", "preview"):
+        p.add_argument(
+            "--through-tokens", type=share, default=0.0, metavar="SHARE",
+            help="of the clips, 0 to 1, that a decoder alone gets as tokens give them back",
+        )  # fmt: skip
     if name in ("vae", "tokenizer"):
         trained = "flow decoder" if name == "tokenizer" else "autoencoder's decoder"
         p.add_argument(
@@ -168,25 +171,12 @@ def _alone(train: Callable[[argparse.Namespace], int], args: argparse.Namespace)
         if int(os.environ.get("RANK", 0))
         else alone(args.out, lambda: note(f"another process trains in {args.out}; waiting for it"))
     )
+    if getattr(args, "freeze_encoder", False) and args.init is None:
+        raise VftError("--freeze-encoder keeps a trained encoder; name it with --init")
     with here:
         code = train(args)
     leave_group()  # not after an error: the others may wait for this process
     return code
-
-
-def _device(args: argparse.Namespace) -> torch.device:
-    """What --device asks for; automatic: this process's own GPU, if there is one."""
-    import torch
-
-    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return device_of(args) or torch.device(local if torch.cuda.is_available() else "cpu")
-
-
-def _dtype(args: argparse.Namespace) -> torch.dtype | None:
-    """Autocast's, as --dtype asks for it; None: automatic."""
-    import torch
-
-    return None if args.dtype == "auto" else getattr(torch, args.dtype)
 
 
 def _preset(args: argparse.Namespace) -> Preset:
@@ -206,12 +196,12 @@ def _run(args: argparse.Namespace, preset: Preset | None = None) -> Run:
     from ..footage.pack import load_pack
     from ..footage.real import RealClips
     from ..footage.textures import textures
-    from ..train.features import FrozenFeatures
+    from ..measure.features import FrozenFeatures
     from ..train.loop import first_alone
     from ..train.presets import Preset
     from ..train.run import Run, draw_worlds
 
-    preset, device = preset or _preset(args), _device(args)
+    preset, device = preset or _preset(args), run_device(args)
     vae, tokenizer, prior = preset.vae, preset.tokenizer, preset.prior
     if args.clips:
         tokenizer, prior = replace(tokenizer, clips=args.clips), replace(prior, clips=args.clips)
@@ -220,14 +210,11 @@ def _run(args: argparse.Namespace, preset: Preset | None = None) -> Run:
         tokenizer = replace(tokenizer, schedule=replace(tokenizer.schedule, steps=steps))
         prior = replace(prior, schedule=replace(prior.schedule, steps=steps))
     if getattr(args, "freeze_encoder", False):
-        if args.init is None:
-            raise VftError("--freeze-encoder keeps a trained encoder; name it with --init")
-        vae = replace(vae, freeze_encoder=True)
         tokenizer = replace(tokenizer, freeze_encoder=True)
     preset = Preset(vae, tokenizer, prior)
     if getattr(args, "shards", None) is not None:
         return Run(
-            preset, Footage(None, None), args.out, device, _dtype(args), args.checkpoint_seconds,
+            preset, Footage(None, None), args.out, device, run_dtype(args), args.checkpoint_seconds,
             args.stop_after, shards=args.shards, tokenizer=args.tokenizer,
         )  # fmt: skip
     # Before the first use of a GPU: the processes that draw are copies of this one.
@@ -246,7 +233,7 @@ def _run(args: argparse.Namespace, preset: Preset | None = None) -> Run:
         bank = ClipBank(clips, stills, device)
     features = None if args.features is None else FrozenFeatures(args.features, (4, 8, 16))
     return Run(
-        preset, Footage(bank, worlds), args.out, device, _dtype(args), args.checkpoint_seconds,
+        preset, Footage(bank, worlds), args.out, device, run_dtype(args), args.checkpoint_seconds,
         args.stop_after, features, args.processes, compiled=getattr(args, "compiled", False),
     )  # fmt: skip
 
@@ -265,6 +252,10 @@ def _done(path: Path) -> int:
 def _train_vae(args: argparse.Namespace) -> int:
     from ..train.run import train_vae
 
+    if args.freeze_encoder:
+        return _train_decoder(args, str(args.init), _preset(args))
+    if args.through_tokens:
+        raise VftError("--through-tokens trains a decoder alone: add --init and --freeze-encoder")
     return _done(train_vae(_run(args), _window(args), args.init))
 
 
@@ -303,20 +294,26 @@ def _distill(args: argparse.Namespace) -> int:
 
 
 def _train_preview(args: argparse.Namespace) -> int:
+    return _train_decoder(args, args.tokenizer, None)
+
+
+def _train_decoder(args: argparse.Namespace, name: str, preset: Preset | None) -> int:
+    """The autoencoder's own decoder as the preset says, or a preview decoder."""
     from ..models.loading import load_tokenizer
     from ..train.loop import autocast_dtype
-    from ..train.presets import preview_preset, preview_recipe
-    from ..train.run import train_preview
+    from ..train.presets import decoder_preset, decoder_recipe, preview_recipe
+    from ..train.run import train_decoder
 
-    device = _device(args)
-    dtype = _dtype(args) or autocast_dtype(device)
-    tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=dtype)
-    args.out.mkdir(parents=True, exist_ok=True)
-    recipe = preview_recipe(tokenizer.config)
+    device = run_device(args)
+    dtype = run_dtype(args) or autocast_dtype(device)
+    tokenizer = load_tokenizer(name, device=device, dtype=dtype)
+    c, through = tokenizer.config, args.through_tokens
+    recipe = preview_recipe(c, through) if preset is None else decoder_recipe(preset, c, through)
     if args.steps:
         recipe = replace(recipe, schedule=replace(recipe.schedule, steps=args.steps))
-    run = replace(_run(args, preview_preset(tokenizer.config)), tokenizer=args.tokenizer)
-    return _done(train_preview(run, recipe, tokenizer, _window(args)))
+    args.out.mkdir(parents=True, exist_ok=True)
+    run = replace(_run(args, decoder_preset(preset, c)), tokenizer=name)
+    return _done(train_decoder(run, recipe, tokenizer, _window(args)))
 
 
 def _card(args: argparse.Namespace) -> int:
@@ -324,9 +321,9 @@ def _card(args: argparse.Namespace) -> int:
 
     recipe = CardRecipe(
         args.clips, args.real, args.pack, args.no_real, args.eval_clips, args.probe_clips,
-        not args.no_features, _dtype(args),
+        not args.no_features, run_dtype(args),
     )  # fmt: skip
-    write_card(args.tokenizer, args.out, _device(args), recipe)
+    write_card(args.tokenizer, args.out, run_device(args), recipe)
     return 0
 
 
@@ -334,14 +331,14 @@ def _options_card(args: argparse.Namespace) -> int:
     from ..evaluation.options import OPTIONS, OptionsRecipe, write_options
 
     recipe = OptionsRecipe(
-        args.pack, args.clips, args.budget, args.options or tuple(OPTIONS), _dtype(args)
+        args.pack, args.clips, args.budget, args.options or tuple(OPTIONS), run_dtype(args)
     )
-    write_options(args.tokenizer, args.out, _device(args), recipe)
+    write_options(args.tokenizer, args.out, run_device(args), recipe)
     return 0
 
 
 def _prior_card(args: argparse.Namespace) -> int:
     from ..evaluation.prior_card import write_prior_card
 
-    write_prior_card(_preset(args), _device(args), args)
+    write_prior_card(_preset(args), run_device(args), args)
     return 0

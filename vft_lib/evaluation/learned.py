@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import VftError
-from ..train.features import FrozenFeatures, unit_distance, unit_maps
+from ..measure.features import FrozenFeatures, unit_distance, unit_maps
 
 NETWORK = "lite2"  # training uses lite0
 SIDE = 260  # pixels of a side, as the network was trained

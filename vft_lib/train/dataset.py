@@ -23,9 +23,9 @@ from ..files.tensor_files import digest
 from ..footage.bank import ClipBank
 from ..footage.footage import Footage, to_video
 from ..footage.worlds import Worlds, training_seeds
+from ..measure.features import FrozenFeatures
 from ..tokenizer.tokenizer import Tokenizer
 from ..world.world import Scene, draw_scene, draw_story
-from .features import FrozenFeatures
 from .loop import step_generator
 
 BLOCK = 64  # clips that are drawn from one number

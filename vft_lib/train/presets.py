@@ -20,10 +20,11 @@ from ..config.tokenizer import (
     VAEConfig,
 )
 from ..world.world import MOTIONS
+from .decoders import DecoderRecipe
 from .loop import Schedule
 from .prior import PriorRecipe, caption_words
 from .tokenizer import TokenizerRecipe
-from .vae import PreviewRecipe, VAERecipe
+from .vae import VAERecipe
 
 
 @dataclass(frozen=True)
@@ -144,14 +145,31 @@ def _for_cores(p: Preset) -> Preset:
 PRESETS["small-cpu"] = _for_cores(PRESETS["small"])
 
 
-def preview_recipe(c: TokenizerConfig) -> PreviewRecipe:
+def decoder_recipe(p: Preset, c: TokenizerConfig, token_share: float) -> DecoderRecipe:
+    """Of the autoencoder's own decoder, trained alone: the preset's schedule, on whole chunks in
+    batches of about as many pixels."""
+    vae, crop = p.vae, min(96, c.size)
+    frames = c.chunk_frames
+    pixels = vae.schedule.batch * (vae.crop_frames + 3) * vae.crop**2
+    batch = max(1, round(pixels / (frames + 3) / crop**2))
+    return DecoderRecipe(
+        c.size, frames, replace(vae.schedule, batch=batch), crop=crop, uses=2,
+        world_share=vae.world_share, perceptual=vae.perceptual, judged=vae.judged,
+        latent_noise=vae.latent_noise, token_share=token_share,
+    )  # fmt: skip
+
+
+def preview_recipe(c: TokenizerConfig, token_share: float = 0.0) -> DecoderRecipe:
     """Of the preview decoder of any tokenizer; about half an hour of one CPU core at 128 px."""
-    schedule = Schedule(4000, 3, lr=1e-3, matrix_lr=3e-3, warmup=50, ema=0.998)
-    return PreviewRecipe(PreviewConfig(), c.size, c.chunk_frames, schedule, crop=min(96, c.size))
+    return DecoderRecipe(
+        c.size, c.chunk_frames, Schedule(4000, 3, lr=1e-3, matrix_lr=3e-3, warmup=50, ema=0.998),
+        PreviewConfig(), crop=min(96, c.size), token_share=token_share,
+    )  # fmt: skip
 
 
-def preview_preset(c: TokenizerConfig) -> Preset:
-    """What footage is drawn for it: that of `small`, in this tokenizer's size."""
+def decoder_preset(p: Preset | None, c: TokenizerConfig) -> Preset:
+    """What footage is drawn for a decoder alone: the preset's (of a preview decoder, `small`'s), in
+    this tokenizer's size."""
     small = PRESETS["small"]
-    tokenizer = replace(small.tokenizer, config=c, clips=4096)
-    return replace(small, vae=replace(small.vae, size=c.size), tokenizer=tokenizer)
+    p = p or replace(small, tokenizer=replace(small.tokenizer, clips=4096))
+    return replace(p, vae=replace(p.vae, size=c.size), tokenizer=replace(p.tokenizer, config=c))

@@ -16,6 +16,7 @@ from ..checkpoints.checkpoint import load_vae, save_prior, save_tokenizer, save_
 from ..errors import VftError
 from ..footage.footage import Footage
 from ..footage.worlds import Worlds, training_seeds
+from ..measure.features import FrozenFeatures
 from ..models.loading import add_preview, load_prior, load_tokenizer
 from ..shards.batches import Batches, by_chunk, by_length
 from ..shards.dataset import Index, Order
@@ -30,13 +31,13 @@ from .dataset import (
     encode_sequences,
     world_count,
 )
-from .features import FrozenFeatures
+from .decoders import DecoderRecipe, DecoderTask
 from .loop import Schedule, Task, Window, autocast_dtype, first_alone, join_group, train
 from .presets import Preset
 from .prior import PriorTask, ShardsPriorTask, recipe_for
 from .state import finished
 from .tokenizer import TokenizerTask
-from .vae import PreviewRecipe, PreviewTask, VAETask, fold_latent_basis, fold_latent_scale
+from .vae import VAETask, fold_latent_basis, fold_latent_scale
 
 CHECKPOINT = "checkpoint.safetensors"  # in the folder of a stage
 TRAINED = 0.3  # progress of a window that begins with weights of --init
@@ -119,8 +120,8 @@ def draw_worlds(preset: Preset, processes: int, alone: bool = False) -> Worlds |
 
 def train_vae(run: Run, window: Window | None = None, init: Path | None = None) -> Path:
     """Train the autoencoder; `init`: a tokenizer file whose autoencoder it goes on from. Returns
-    the path of `vae.safetensors` (with a frozen encoder: of `tokenizer.safetensors`, that tokenizer
-    with the new decoder), or of the checkpoint where `stop_after` ended it before its end."""
+    the path of `vae.safetensors`, or of the checkpoint where `stop_after` ended it before its
+    end."""
     r = run.preset.vae
     torch.manual_seed(r.schedule.seed)
     task = VAETask(r, run.footage, run.frozen_features())
@@ -137,15 +138,6 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
         return out / CHECKPOINT
     task.load_state_dict(weights)
     task.requires_grad_(False)
-    if r.freeze_encoder:
-        assert init is not None
-        old = load_tokenizer(init, dtype=torch.float32)
-        old.vae.load_state_dict(task.vae.state_dict())
-        path = run.out / "tokenizer.safetensors"
-        with first_alone(run.device) as first:
-            if first:
-                save_tokenizer(path, old.config, old.state_dict(), torch.float16)
-        return path
     generator = torch.Generator(run.device).manual_seed(7)
     clips = run.footage.draw(generator, 32, 17, r.size, 0.25)
     if model is not None:
@@ -161,27 +153,35 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
     return path
 
 
-def train_preview(
-    run: Run, recipe: PreviewRecipe, tokenizer: Tokenizer, window: Window | None = None
+def train_decoder(
+    run: Run, recipe: DecoderRecipe, tokenizer: Tokenizer, window: Window | None = None
 ) -> Path:
-    """Train a preview decoder for `tokenizer`, which is `run.tokenizer` in the run's precision and
-    on its device. Returns the path of `tokenizer.safetensors`, the same tokenizer with it (or of
-    the checkpoint)."""
+    """Train a decoder alone, for the latents of `tokenizer`, which is `run.tokenizer` in the run's
+    precision and on its device. Returns the path of `tokenizer.safetensors`, the same tokenizer
+    with it (or of the checkpoint)."""
     assert run.tokenizer is not None
     torch.manual_seed(recipe.schedule.seed)
-    task = PreviewTask(
-        recipe, tokenizer.vae, run.footage, run.frozen_features(), tokenizer.fingerprint,
-        join_group(run.device)[0],
-    )  # fmt: skip
-    out = run.out / "preview"
+    rank = join_group(run.device)[0]
+    task = DecoderTask(recipe, tokenizer, run.footage, run.frozen_features(), rank)
+    if recipe.preview is None:
+        whole = load_tokenizer(run.tokenizer, dtype=torch.float32)  # weights as they were stored
+        task.vae.load_state_dict(whole.vae.state_dict())
+        window = None if window is None else dataclasses.replace(window, start=TRAINED)
+    if run.compiled:
+        task.compile_decoder()
+    out = run.out / ("vae" if recipe.preview is None else "preview")
     weights = run.train(task, recipe.schedule, out, window)
     if run.stopped(out):
         return out / CHECKPOINT
-    weights = {k.removeprefix("preview."): v for k, v in weights.items()}
     path = run.out / "tokenizer.safetensors"
     with first_alone(run.device) as first:
-        if first:
-            mark = add_preview(run.tokenizer, path, recipe.config, weights)
+        if first and recipe.preview is None:
+            task.load_state_dict(weights)
+            whole.vae.load_state_dict(task.vae.state_dict())
+            save_tokenizer(path, whole.config, whole.state_dict(), torch.float16)
+        elif first and recipe.preview is not None:
+            weights = {k.removeprefix("preview."): v for k, v in weights.items()}
+            mark = add_preview(run.tokenizer, path, recipe.preview, weights)
             size = sum(2 * v.numel() for v in weights.values()) / 1e6
             print(f"{path}: fingerprint {mark}, preview decoder of {size:.2f} MB")
     return path

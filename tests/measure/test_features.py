@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from vft_lib.errors import VftError
-from vft_lib.train.features import EPS, FORMAT, FrozenFeatures, _folded, export
+from vft_lib.measure.features import EPS, FORMAT, FrozenFeatures, _folded, export
 
 STRIDES = (2, 4, 8, 16, 32)
 

@@ -1,7 +1,9 @@
-"""`vft train preview`: what it trains, what it leaves alone, that it goes on."""
+"""A decoder trained alone (`vft train preview`, `vft train vae --freeze-encoder`): what it trains,
+what it leaves alone, through tokens or not, that it goes on."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -19,21 +21,25 @@ from vft_lib.cli.vft import main
 from vft_lib.footage.footage import Footage
 from vft_lib.footage.worlds import Worlds
 from vft_lib.models.loading import load_tokenizer
+from vft_lib.tokenizer.sampling import Sampling
 from vft_lib.tokenizer.tokenizer import Tokenizer
+from vft_lib.train.decoders import DecoderRecipe, DecoderTask
 from vft_lib.train.loop import step_generator, train
 from vft_lib.train.state import step_of
-from vft_lib.train.vae import PreviewRecipe, PreviewTask, fold_latent_scale
+from vft_lib.train.vae import fold_latent_scale
 
-RECIPE = PreviewRecipe(SMALL, 32, 17, SCHEDULE, crop=16, uses=2, held=2)
+RECIPE = DecoderRecipe(32, 17, SCHEDULE, SMALL, crop=16, uses=2, held=2)
+OWN = dataclasses.replace(RECIPE, preview=None)
 
 
-def task(recipe: PreviewRecipe = RECIPE, **fields: object) -> PreviewTask:
+def task(recipe: DecoderRecipe = RECIPE, **fields: object) -> DecoderTask:
     torch.manual_seed(0)
-    vae = Tokenizer(TINY).vae.eval().requires_grad_(False)
+    tokenizer = Tokenizer(TINY).eval().requires_grad_(False)
     footage = Footage(None, Worlds(range(1_000_000, 1_000_064), 17, 32))
-    fold_latent_scale(vae, footage.draw(torch.Generator().manual_seed(0), 4, 17, 32, 1.0))
+    clips = footage.draw(torch.Generator().manual_seed(0), 4, 17, 32, 1.0)
+    fold_latent_scale(tokenizer.vae, clips)
     torch.manual_seed(1)
-    return PreviewTask(recipe, vae, footage, **fields)  # type: ignore[arg-type]
+    return DecoderTask(recipe, tokenizer, footage, **fields)  # type: ignore[arg-type]
 
 
 def run(out: Path, **fields: object) -> dict[str, Tensor]:
@@ -53,11 +59,15 @@ def test_a_killed_run_takes_the_steps_that_it_would_have_taken(tmp_path: Path) -
     assert {"l1", "psnr"} <= rows[-1].keys()
 
 
-def test_it_learns_and_the_autoencoder_does_not() -> None:
-    trained = task()
+@pytest.mark.parametrize("recipe", [RECIPE, OWN], ids=["preview", "own"])
+def test_it_learns_and_the_tokenizer_does_not(recipe: DecoderRecipe) -> None:
+    trained = task(recipe)
     before = {k: v.clone() for k, v in trained.frozen[0].state_dict().items()}
-    assert all("frozen" not in name and "vae" not in name for name, _ in trained.named_parameters())
-    optimizer = torch.optim.Adam(trained.parameters(), 3e-3)
+    learning = {k: p for k, p in trained.named_parameters() if p.requires_grad}
+    prefix = "vae.decoder." if recipe is OWN else "preview."
+    assert learning
+    assert all(name.startswith(prefix) for name in learning)
+    optimizer = torch.optim.Adam(learning.values(), 3e-3)
     losses = []
     for _ in range(100):  # of the same two clips
         loss = trained(0, step_generator(0, 0), 0.5)["loss"]
@@ -75,12 +85,52 @@ def test_clips_are_used_several_times_mixed_with_others() -> None:
         x, mean = trained._clips(step, step_generator(0, step))
         assert x.shape == (2, 3, 17, 16, 16)
         assert mean.shape == (2, 4, 5, 2, 2)
-        assert torch.allclose(trained.frozen[0].encode(x), mean, atol=1e-5)
+        assert torch.allclose(trained.frozen[0].vae.encode(x), mean, atol=1e-5)
         seen += [float(clip.sum()) for clip in x]
         assert len(trained._drawn) <= 2
     assert 4 <= len(set(seen)) <= 8, "four draws of two clips"
     other = task(rank=1)._clips(0, step_generator(0, 0, 1))[0]
     assert not torch.equal(other, task()._clips(0, step_generator(0, 0))[0]), "of another process"
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, OWN], ids=["preview", "own"])
+def test_some_clips_go_through_tokens(recipe: DecoderRecipe) -> None:
+    """Whole ones, of which the same part is then cut out of pixels and latents."""
+    trained = task(dataclasses.replace(recipe, token_share=1.0))
+    tokenizer = trained.frozen[0]
+    x, latents = trained._draw(step_generator(0, 3))
+    assert x.shape == (2, 3, 17, 16, 16)
+    assert latents.shape == (2, 4, 5, 2, 2)
+    # What is random follows from the generator, in this order: token or not, clips, budgets, noise.
+    replay = step_generator(0, 3)
+    torch.rand((), generator=replay)
+    whole = trained.footage.draw(replay, 2, 17, 32, 0.25, None)
+    places = [(i, j) for i in range(3) for j in range(3)]
+    found = [
+        (i, j) for i, j in places
+        if torch.equal(whole[..., 8 * i : 8 * i + 16, 8 * j : 8 * j + 16], x)
+    ]  # fmt: skip
+    assert len(found) == 1
+    i, j = found[0]
+    with torch.no_grad():
+        encoded = tokenizer.vae.encode(whole)
+        ids = tokenizer.fsq.ids(tokenizer.encoder(encoded))
+    kept = encoded[..., i : i + 2, j : j + 2]
+    assert not torch.allclose(latents, kept, atol=0.1), "they have lost something"
+    budgets = 8 >> torch.randint(4, (2,), generator=replay)
+    noise = torch.randn(encoded.shape, generator=replay)
+    with torch.no_grad():
+        again = tokenizer.sample_latents(ids, noise, Sampling(), keep=budgets)
+    assert torch.allclose(again[..., i : i + 2, j : j + 2], latents, atol=1e-4)
+
+
+def test_a_share_of_the_draws_goes_through_tokens() -> None:
+    trained = task(dataclasses.replace(RECIPE, token_share=0.5))
+    exact = 0
+    for i in range(12):
+        x, latents = trained._draw(step_generator(0, i))
+        exact += torch.allclose(trained.frozen[0].vae.encode(x), latents, atol=1e-5)
+    assert 0 < exact < 12
 
 
 def test_a_pixels_children_begin_alike() -> None:
@@ -135,6 +185,7 @@ def test_a_new_decoder_of_the_autoencoder_keeps_it(tmp_path: Path, tiny_checkpoi
     old = with_preview(tiny_checkpoint, tmp_path / "old.safetensors")
     command = ["train", "vae", "--init", str(old), "--freeze-encoder", "--out", str(tmp_path)]
     command += ["--preset", "tiny", "--no-real", "--device", "cpu", "--steps", "1"]
+    command += ["--through-tokens", "1"]
     assert main(command) == 0
     new = load_tokenizer(tmp_path / "tokenizer.safetensors", device="cpu")
     assert new.preview is not None
