@@ -222,11 +222,11 @@ class TokenizerTask(Task):
     @torch.no_grad()
     def samples(self, out: Path, step: int) -> None:
         """Four training clips: the autoencoder's picture, then decoded at 1, K/8 and K tokens."""
+        self.eval()  # a block's output is noted down in training alone
         device = self.encoder.registers.device
         tokenizer = Tokenizer(self.recipe.config).to(device)
         tokenizer.vae = self.frozen[0]
         tokenizer.encoder, tokenizer.decoder = self.encoder, self.decoder
-        tokenizer.eval()
         latents = self.given.latents[:: max(1, len(self.given) // 4)][:4].float()
         ids = tokenizer.fsq.ids(self.encoder(latents.to(device)))
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
