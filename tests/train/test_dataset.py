@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from measure.test_features import made_up
 from safetensors.torch import save_file
 
 from vft_lib.autoencoder.vae import VideoAutoencoder
@@ -21,8 +22,6 @@ from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.train import dataset
 from vft_lib.train.dataset import Latents, encode_dataset, world_count
 from vft_lib.train.tokenizer import encode_ids
-
-from .test_features import made_up
 
 CPU = torch.device("cpu")
 BLOCK, SHARE = 32, 0.25  # eight worlds a block
