@@ -171,8 +171,6 @@ def _alone(train: Callable[[argparse.Namespace], int], args: argparse.Namespace)
         if int(os.environ.get("RANK", 0))
         else alone(args.out, lambda: note(f"another process trains in {args.out}; waiting for it"))
     )
-    if getattr(args, "freeze_encoder", False) and args.init is None:
-        raise VftError("--freeze-encoder keeps a trained encoder; name it with --init")
     with here:
         code = train(args)
     leave_group()  # not after an error: the others may wait for this process
@@ -209,7 +207,7 @@ def _run(args: argparse.Namespace, preset: Preset | None = None) -> Run:
         vae = replace(vae, schedule=replace(vae.schedule, steps=steps))
         tokenizer = replace(tokenizer, schedule=replace(tokenizer.schedule, steps=steps))
         prior = replace(prior, schedule=replace(prior.schedule, steps=steps))
-    if getattr(args, "freeze_encoder", False):
+    if _keeps_encoder(args):
         tokenizer = replace(tokenizer, freeze_encoder=True)
     preset = Preset(vae, tokenizer, prior)
     if getattr(args, "shards", None) is not None:
@@ -238,6 +236,13 @@ def _run(args: argparse.Namespace, preset: Preset | None = None) -> Run:
     )  # fmt: skip
 
 
+def _keeps_encoder(args: argparse.Namespace) -> bool:
+    frozen = getattr(args, "freeze_encoder", False)
+    if frozen and args.init is None:
+        raise VftError("--freeze-encoder keeps a trained encoder; name it with --init")
+    return frozen
+
+
 def _window(args: argparse.Namespace) -> Window | None:
     from ..train.loop import Window
 
@@ -252,7 +257,7 @@ def _done(path: Path) -> int:
 def _train_vae(args: argparse.Namespace) -> int:
     from ..train.run import train_vae
 
-    if args.freeze_encoder:
+    if _keeps_encoder(args):
         return _train_decoder(args, str(args.init), _preset(args))
     if args.through_tokens:
         raise VftError("--through-tokens trains a decoder alone: add --init and --freeze-encoder")

@@ -4,13 +4,11 @@ or a preview decoder. Latents, ids and priors on them stay what they are."""
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..autoencoder.preview import Block, PreviewDecoder, Up
 from ..config.preview import PreviewConfig
@@ -19,9 +17,8 @@ from ..measure.features import FrozenFeatures
 from ..measure.sheets import save_strip
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
-from ..transformer.graphs import Compiled
 from .loop import Schedule, Task, step_generator
-from .vae import Half, noise_like, psnr, seen
+from .vae import Half, compiled, noise_like, picture_losses, wide_matrices
 
 
 @dataclass(frozen=True)
@@ -73,15 +70,10 @@ class DecoderTask(Task):
 
     def compile_decoder(self) -> None:
         """As one compiled graph; as written where it cannot be compiled."""
-        # torch asks its inputs, the weights in the step's number format, for a `grad`.
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-        self._decode = Compiled(self._decode)
+        self._decode = compiled(self._decode)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        return [
-            p for p in self.parameters()
-            if p.requires_grad and p.ndim >= 2 and min(len(p), p[0].numel()) >= 8
-        ]  # fmt: skip
+        return wide_matrices(self)
 
     def forward(
         self, step: int, generator: torch.Generator, progress: float
@@ -91,12 +83,7 @@ class DecoderTask(Task):
         x, latents = self._clips(step, generator)
         latents = latents + noise_like(latents, r.latent_noise, generator)
         y = self._decode(latents.to(dtype)).float()
-        l1 = F.l1_loss(y, x)
-        loss, out = l1, {"l1": l1.detach()}
-        if self.frozen[1] is not None and r.perceptual:
-            far = seen(self.frozen[1], y, x, r.judged, generator, dtype)
-            loss, out["seen"] = loss + r.perceptual * far, far.detach()
-        return {"loss": loss} | out | {"psnr": psnr(y, x)}
+        return picture_losses(self.frozen[1], y, x, r.perceptual, r.judged, generator, dtype)
 
     @torch.no_grad()
     def _clips(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -129,7 +129,7 @@ def train_vae(run: Run, window: Window | None = None, init: Path | None = None) 
     if init is not None:
         model = load_tokenizer(init, dtype=torch.float32).vae
         task.vae.load_state_dict(model.state_dict())
-        window = None if window is None else dataclasses.replace(window, start=TRAINED)
+        window = _begun(window)
     if run.compiled:
         task.compile_halves()
     out = run.out / "vae"
@@ -166,7 +166,7 @@ def train_decoder(
     if recipe.preview is None:
         whole = load_tokenizer(run.tokenizer, dtype=torch.float32)  # weights as they were stored
         task.vae.load_state_dict(whole.vae.state_dict())
-        window = None if window is None else dataclasses.replace(window, start=TRAINED)
+        window = _begun(window)
     if run.compiled:
         task.compile_decoder()
     out = run.out / ("vae" if recipe.preview is None else "preview")
@@ -215,7 +215,7 @@ def train_tokenizer(run: Run, window: Window | None = None, init: Path | None = 
         start = load_tokenizer(init, device=device, dtype=torch.float32)
         with first_alone(device):
             task.start_from(start, out / "ids.safetensors")
-        window = None if window is None else dataclasses.replace(window, start=TRAINED)
+        window = _begun(window)
     weights = run.train(task, r.schedule, out, window)
     if run.stopped(out):
         return out / CHECKPOINT
@@ -305,6 +305,11 @@ def train_all(
             train_prior(run, window)
         if run.stopped(run.out / stage):
             break
+
+
+def _begun(window: Window | None) -> Window | None:
+    """A window for weights that are trained already."""
+    return None if window is None else dataclasses.replace(window, start=TRAINED)
 
 
 def _share(window: Window, share: float) -> float:

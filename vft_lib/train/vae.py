@@ -61,15 +61,10 @@ class VAETask(Task):
     def compile_halves(self) -> None:
         """Encoder and decoder as two compiled graphs: a minute or two for each shape of a batch,
         then steps on a CPU take a quarter less time. As written where they cannot be compiled."""
-        # torch asks its inputs, the weights in the step's number format, for a `grad`.
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
-        self._halves = Compiled(self.vae.moments), Compiled(self.vae.decode)
+        self._halves = compiled(self.vae.moments), compiled(self.vae.decode)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        return [
-            p for p in self.parameters()
-            if p.requires_grad and p.ndim >= 2 and min(len(p), p[0].numel()) >= 8
-        ]  # fmt: skip
+        return wide_matrices(self)
 
     def forward(
         self, step: int, generator: torch.Generator, progress: float
@@ -91,13 +86,11 @@ class VAETask(Task):
         if r.latent_noise:
             latents = latents + noise_like(mean, r.latent_noise, generator)
         y = self._halves[1](latents.to(weight.dtype)).float()
-        l1 = F.l1_loss(y, x)
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        loss, out = l1 + r.kl * kl, {"l1": l1.detach(), "kl": kl.detach()}
-        if self.features[0] is not None and r.perceptual:
-            far = seen(self.features[0], y, x, r.judged, generator, weight.dtype)
-            loss, out["seen"] = loss + r.perceptual * far, far.detach()
-        return {"loss": loss} | out | {"psnr": psnr(y, x)}
+        out = picture_losses(
+            self.features[0], y, x, r.perceptual, r.judged, generator, weight.dtype
+        )
+        return out | {"loss": out["loss"] + r.kl * kl, "kl": kl.detach()}
 
     @torch.no_grad()
     def samples(self, out: Path, step: int) -> None:
@@ -119,7 +112,37 @@ def noise_like(latents: Tensor, most: float, generator: torch.Generator) -> Tens
     return noise * (most * some**2 * width)
 
 
-def seen(
+def compiled(half: Half) -> Half:
+    """As one compiled graph; as written where it cannot be compiled."""
+    # torch asks its inputs, the weights in the step's number format, for a `grad`.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    return Compiled(half)
+
+
+def wide_matrices(task: nn.Module) -> list[nn.Parameter]:
+    """What Muon trains of a convolutional network: matrices and kernels with eight rows and
+    columns or more."""
+    return [
+        p for p in task.parameters()
+        if p.requires_grad and p.ndim >= 2 and min(len(p), p[0].numel()) >= 8
+    ]  # fmt: skip
+
+
+def picture_losses(
+    features: FrozenFeatures | None, y: Tensor, x: Tensor, weight: float, judged: int,
+    generator: torch.Generator, dtype: torch.dtype,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Of a decoder's clips `[B,3,T,H,W]` against the true ones: L1 and, where there are features,
+    `weight` times their distance in `judged` frames, together as "loss"; and PSNR."""
+    l1 = F.l1_loss(y, x)
+    loss, out = l1, {"l1": l1.detach()}
+    if features is not None and weight:
+        seen = _seen(features, y, x, judged, generator, dtype)
+        loss, out["seen"] = loss + weight * seen, seen.detach()
+    return {"loss": loss} | out | {"psnr": _psnr(y, x)}
+
+
+def _seen(
     features: FrozenFeatures, y: Tensor, x: Tensor, judged: int, generator: torch.Generator,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
@@ -134,7 +157,7 @@ def seen(
 
 
 @torch.no_grad()
-def psnr(y: Tensor, x: Tensor) -> Tensor:
+def _psnr(y: Tensor, x: Tensor) -> Tensor:
     """The mean over a batch of clips."""
     each = ((y.clamp(-1, 1) - x) ** 2).flatten(1).mean(1)
     return (10 * torch.log10(4 / each)).mean()
@@ -156,20 +179,14 @@ def _initialize(vae: VideoAutoencoder) -> None:
 
 @torch.no_grad()
 def fold_latent_scale(vae: VideoAutoencoder, clips: Tensor) -> Tensor:
-    """Rescale the latents to unit variance per channel without changing what the pair computes:
-    the scale goes into the encoder's last and the decoder's first convolution. Returns it `[C]`.
+    """Rescale the latents to unit variance per channel without changing what the pair computes.
+    Returns the scale `[C]`.
 
     Flow matching wants data of about the noise's size; a scale in the weights needs no extra
     number in the config.
     """
-    latents = torch.cat([vae.encode(part) for part in clips.split(4)])
-    scale = latents.transpose(0, 1).flatten(1).std(1)  # (C,)
-    c = len(scale)
-    last, first = vae.encoder.conv_out.conv, vae.decoder.conv_in.conv
-    last.weight[:c] /= scale[:, None, None, None, None]
-    last.bias[:c] /= scale
-    last.bias[c:] -= 2 * scale.log()
-    first.weight *= scale[None, :, None, None, None]
+    scale = _channels(vae, clips).std(1)
+    _fold(vae, torch.diag(1 / scale))
     return scale
 
 
@@ -183,23 +200,29 @@ def fold_latent_basis(vae: VideoAutoencoder, model: VideoAutoencoder, clips: Ten
     `model` and `vae`, the map is Sx^1/2 U V' Sy^-1/2, where Sx = E[xx'], Sy = E[yy'] and U, V are
     singular vectors of Sx^-1/2 E[xy'] Sy^-1/2 (Hotelling 1936).
     """
-    x, y = (
-        torch.cat([v.encode(part) for part in clips.split(4)]).transpose(0, 1).flatten(1).double()
-        for v in (model, vae)
-    )
+    x, y = (_channels(v, clips).double() for v in (model, vae))
     sx, sy, sxy = (a @ b.T / a.shape[1] for a, b in ((x, x), (y, y), (x, y)))
     white = _power(sy, -0.5)
     u, correlations, vt = torch.linalg.svd(_power(sx, -0.5) @ sxy @ white)
-    basis = _power(sx, 0.5) @ u @ vt @ white
+    _fold(vae, _power(sx, 0.5) @ u @ vt @ white)
+    return correlations
+
+
+def _channels(vae: VideoAutoencoder, clips: Tensor) -> Tensor:
+    """The latents of clips, `[C,N]`."""
+    return torch.cat([vae.encode(part) for part in clips.split(4)]).transpose(0, 1).flatten(1)
+
+
+def _fold(vae: VideoAutoencoder, basis: Tensor) -> None:
+    """Map the latents by `basis` `[C,C]` in the encoder's last convolution and back again in the
+    decoder's first. The posterior's widths follow as if its channels were equally wide."""
     c = len(basis)
     last, first = vae.encoder.conv_out.conv, vae.decoder.conv_in.conv
-    turned = basis.to(last.weight)
+    turned, inverse = basis.to(last.weight), torch.linalg.inv(basis).to(first.weight)
     last.weight[:c] = torch.einsum("ij,j...->i...", turned, last.weight[:c])
     last.bias[:c] = turned @ last.bias[:c]
-    last.bias[c:] += 2 * basis.square().sum(1).sqrt().log().to(last.bias)
-    inverse = torch.linalg.inv(basis).to(first.weight)
+    last.bias[c:] += basis.square().sum(1).log().to(last.bias)
     first.weight.copy_(torch.einsum("oj...,ji->oi...", first.weight, inverse))
-    return correlations
 
 
 def _power(symmetric: Tensor, exponent: float) -> Tensor:
