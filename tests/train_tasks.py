@@ -30,9 +30,11 @@ def vae_task(schedule: Schedule = SCHEDULE) -> VAETask:
     return VAETask(recipe, Footage(None, Worlds(range(1_000_000, 1_000_064), 17, 32)))
 
 
-def tokenizer_task(schedule: Schedule = SCHEDULE, freeze_encoder: bool = False) -> TokenizerTask:
+def tokenizer_task(
+    schedule: Schedule = SCHEDULE, freeze_encoder: bool = False, batch: int = 4
+) -> TokenizerTask:
     torch.manual_seed(0)
-    schedule = dataclasses.replace(schedule, batch=4)
+    schedule = dataclasses.replace(schedule, batch=batch)
     recipe = TokenizerRecipe(TINY, schedule, freeze_encoder=freeze_encoder)
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(16, *TINY.latent_shape, generator=generator).half()

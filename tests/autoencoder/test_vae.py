@@ -12,7 +12,7 @@ from vft_lib.autoencoder.convolutions import TimeUp
 from vft_lib.autoencoder.vae import VideoAutoencoder
 from vft_lib.config.tokenizer import VAEConfig
 from vft_lib.errors import VftError
-from vft_lib.train.vae import fold_latent_basis, fold_latent_scale
+from vft_lib.train.vae import fold_latent_basis, fold_latent_scale, pixel_metric
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -168,6 +168,36 @@ def test_folding_a_basis_makes_other_latents_alike() -> None:
     assert torch.allclose(alike(x, after), like.sum(), rtol=1e-3)
     assert 1 + 1e-6 > like.max() >= like.min() >= 0
     assert torch.allclose(other.decode(other.encode(clips)), pictures, atol=1e-3)
+
+
+def test_the_pixel_metric_is_what_the_decoder_does_to_an_error() -> None:
+    """Against the whole Jacobian of one small picture; many signs, since each is one sample."""
+    torch.manual_seed(4)
+    vae = VideoAutoencoder(VAEConfig(8, (1, 1, 2, 2), 1, 1, 4)).requires_grad_(False)
+    latents = normal(2, 1, 4, 1, 2, 2)
+    jacobian = torch.autograd.functional.jacobian(vae.decode, latents)
+    assert isinstance(jacobian, Tensor)
+    j = jacobian.flatten(0, 4).flatten(1).unflatten(1, (4, -1))  # (pixels, channels, places)
+    wanted = torch.einsum("ncp,ndp->cd", j, j)
+    got = pixel_metric(vae, latents.expand(400, -1, -1, -1, -1))
+    assert got.trace() == pytest.approx(4, rel=1e-5)
+    assert torch.allclose(got, 4 * wanted / wanted.trace(), atol=0.1)
+    assert torch.linalg.eigvalsh(got).min() > 0
+    assert latents.grad is None
+
+
+def test_the_pixel_metric_turns_with_the_latents() -> None:
+    """An error costs what it does to the pixels, in whatever basis the latents are."""
+    torch.manual_seed(5)
+    vae = VideoAutoencoder(VAEConfig(8, (1, 1, 2, 2), 1, 1, 4)).requires_grad_(False)
+    latents = normal(3, 4, 4, 2, 4, 4)
+    before = pixel_metric(vae, latents)
+    wide = torch.tensor([0.1, 1, 3, 10]).view(1, 4, 1, 1, 1)
+    vae.decoder.conv_in.conv.weight /= wide
+    wanted = before / wide.flatten()[:, None] / wide.flatten()
+    assert torch.allclose(
+        pixel_metric(vae, latents * wide), 4 * wanted / wanted.trace(), rtol=1e-3, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 5, 9])

@@ -40,6 +40,25 @@ def test_samples_between_steps_leave_nothing_for_the_alignment(tmp_path: Path) -
     assert torch.equal(losses["align"], wanted["align"])
 
 
+def test_an_error_counts_by_what_it_does_to_the_pixels() -> None:
+    """A network that has learnt nothing misses a channel by its own variance and the noise's."""
+    task = tokenizer_task(batch=64)
+    assert task.root is not None
+    weights = task.root @ task.root.T
+    assert weights.trace() == pytest.approx(4, rel=1e-4)
+    assert (weights - torch.eye(4)).abs().max() > 0.01, "every channel counts the same"
+    wide = torch.tensor([1.0, 2, 3, 10])
+    task.given.latents.mul_(wide.view(4, 1, 1, 1))
+    for channel in range(4):
+        task.root = torch.zeros(4, 4)
+        task.root[channel, channel] = 2.0  # trace of the weights: 4
+        missed = float(task(step=0, generator=step_generator(0, 0), progress=0.0)["flow"])
+        assert missed == pytest.approx(float(wide[channel] ** 2 + 1), rel=0.1)
+    task.root = None
+    missed = float(task(step=0, generator=step_generator(0, 0), progress=0.0)["flow"])
+    assert missed == pytest.approx(float((wide**2 + 1).mean()), rel=0.1)
+
+
 def test_some_codes_of_every_second_clip_are_its_neighbour_s() -> None:
     task = tokenizer_task(freeze_encoder=True)
     ids = torch.arange(400)[:, None, None].expand(400, 5, 16)

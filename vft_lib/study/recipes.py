@@ -56,7 +56,8 @@ SCALES = {
 
 def preset(scale: Scale, kind: str, size: Size, seed: int) -> Preset:
     """The recipes of one kind of tokens and one prior on them. All kinds of a seed see the same
-    clips; the autoencoder is one for all."""
+    clips; the autoencoder is one for all. An error counts the same in all channels of the latents,
+    since the weight of channels was tried with registers alone."""
     w, b, head = scale.width, scale.batch, min(64, scale.width // 2)
     found = preset_of(
         f"study-{kind}", size=32, registers=TOKENS,
@@ -80,7 +81,7 @@ def preset(scale: Scale, kind: str, size: Size, seed: int) -> Preset:
             ),
         },
     )  # fmt: skip
-    recipe, config = found.tokenizer, found.tokenizer.config
+    recipe, config = replace(found.tokenizer, pixel_weight=0.0), found.tokenizer.config
     if kind != "registers":
         recipe = replace(recipe, nested=False)
     if kind == "grid":

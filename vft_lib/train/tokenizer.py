@@ -1,9 +1,10 @@
 """Training encoder, quantizer and flow decoder end to end on latents of a finished autoencoder.
 
-The loss is the mean square error of the velocity (rectified flow). Nested dropout makes the tokens
-coarse to fine: each group of clips of a batch keeps a random power of two of its registers, so
-whatever helps most must go first. A layer of the decoder is aligned with features of a frozen image
-network (REPA, arXiv 2410.06940). Nothing tells the tokens what a clip shows.
+The loss is the mean square error of the velocity (rectified flow), weighted by what the latents'
+channels change in the pixels. Nested dropout makes the tokens coarse to fine: each group of clips
+of a batch keeps a random power of two of its registers, so whatever helps most must go first. A
+layer of the decoder is aligned with features of a frozen image network (REPA, arXiv 2410.06940).
+Nothing tells the tokens what a clip shows.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from ..tokenizer.tokenizer import Tokenizer
 from .dataset import Latents
 from .loop import Schedule, Task
 from .places import start_registers_at_places
+from .vae import pixel_metric, power
+
+JUDGED = 24  # clips whose decoded pixels tell the weight of the latents' channels
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class TokenizerRecipe:
     the rest. `null_share`: clips trained without tokens, for guidance. `prefix_share`: clips whose
     first latent frame is given. `align_weight`: of the alignment with image features, in the
     decoder's block `align_depth` (a share of its depth).
+    `pixel_weight`: the error of the velocity is weighted by this power of
+    :func:`~vft_lib.train.vae.pixel_metric` (0: every channel alike), which leaves the best velocity
+    what it is, but not what is worth a token: what shows in the pixels.
     `nested`: with nested dropout; without it every clip keeps all registers, and they have no
     order.
     `freeze_encoder`: the flow decoder alone is trained, so the ids stay what they are, and priors
@@ -62,6 +69,7 @@ class TokenizerRecipe:
     prefix_share: float = 0.25
     align_weight: float = 0.5
     align_depth: float = 0.4
+    pixel_weight: float = 0.5
     nested: bool = True
     freeze_encoder: bool = False
     swap_share: float = 0.3
@@ -108,8 +116,17 @@ class TokenizerTask(Task):
             block = self.decoder.trunk.blocks[int(recipe.align_depth * trunk.depth)]
             block.register_forward_hook(self._note)
         self.noted: list[Tensor] = []
+        self.root = self._root_of_weights(vae) if recipe.pixel_weight else None
         _initialize(self)
         self.encoder.requires_grad_(not recipe.freeze_encoder)
+
+    def _root_of_weights(self, vae: VideoAutoencoder) -> Tensor:
+        """R `[C,C]`: the square of R e is the weighted square of an error e. On the device of the
+        autoencoder."""
+        latents = self.given.latents[:: max(1, len(self.given) // JUDGED)][:JUDGED]
+        metric = pixel_metric(vae, latents.to(next(vae.parameters()).device))
+        weights = power(metric, self.recipe.pixel_weight)
+        return power(weights * len(weights) / weights.trace(), 0.5)
 
     def _note(self, block: nn.Module, inputs: object, output: Tensor) -> None:
         if self.training:
@@ -197,7 +214,7 @@ class TokenizerTask(Task):
         self, clean: Tensor, noise: Tensor, timestep: Tensor, codes: Tensor, keep: int,
         null: Tensor, prefix: Tensor,
     ) -> Tensor:  # fmt: skip
-        """Mean square error of the velocity of clips that keep `keep` registers: `[B]`."""
+        """Weighted mean square error of the velocity of clips that keep `keep` registers: `[B]`."""
         budget = torch.full_like(prefix, keep)
         registers, weight = self.decoder.merge(
             self.decoder.prepare(codes, budget, prefix, null), keep
@@ -210,7 +227,11 @@ class TokenizerTask(Task):
         velocity = self.decoder(noisy, modulation, registers, weight)
         # Given frames carry no loss; every clip counts the same however many it has.
         share = (~given).float().mean((1, 2, 3, 4))
-        return ((velocity - (noise - clean)) ** 2 * ~given).flatten(1).mean(1) / share
+        missed = velocity - (noise - clean)
+        if self.root is not None:
+            with torch.autocast(missed.device.type, enabled=False):
+                missed = torch.einsum("ij,bj...->bi...", self.root, missed.float())
+        return (missed**2 * ~given).flatten(1).mean(1) / share
 
     def _swapped(self, ids: Tensor, generator: torch.Generator) -> Tensor:
         """Ids `[B,t,K]`, in every second clip some of them, up to a share, its neighbour's."""

@@ -202,10 +202,30 @@ def fold_latent_basis(vae: VideoAutoencoder, model: VideoAutoencoder, clips: Ten
     """
     x, y = (_channels(v, clips).double() for v in (model, vae))
     sx, sy, sxy = (a @ b.T / a.shape[1] for a, b in ((x, x), (y, y), (x, y)))
-    white = _power(sy, -0.5)
-    u, correlations, vt = torch.linalg.svd(_power(sx, -0.5) @ sxy @ white)
-    _fold(vae, _power(sx, 0.5) @ u @ vt @ white)
+    white = power(sy, -0.5)
+    u, correlations, vt = torch.linalg.svd(power(sx, -0.5) @ sxy @ white)
+    _fold(vae, power(sx, 0.5) @ u @ vt @ white)
     return correlations
+
+
+def pixel_metric(vae: VideoAutoencoder, latents: Tensor) -> Tensor:
+    """How much a small error of the latents `[N,C,t,h,w]` changes the pixels: a symmetric matrix
+    `[C,C]` on their device with trace C. Errors e of the latents then cost e' M e at each place.
+
+    M is the mean over clips and places of J'J, with J the decoder's Jacobian: J'u is one backward
+    pass, and E[uu'] = 1 for random signs u (Hutchinson 1990). They are drawn from a seed of their
+    own: the same latents give the same matrix.
+    """
+    generator = torch.Generator().manual_seed(3)
+    metric = torch.zeros(latents.shape[1], latents.shape[1], device=latents.device)
+    for clip in latents.float().split(1):
+        z = clip.requires_grad_()
+        with torch.enable_grad():
+            video = vae.decode(z)
+            signs = torch.randint(2, video.shape, generator=generator).to(video) * 2 - 1
+            (slope,) = torch.autograd.grad((video * signs).sum(), z)
+        metric += torch.einsum("bcthw,bdthw->cd", slope, slope)
+    return metric * len(metric) / metric.trace()
 
 
 def _channels(vae: VideoAutoencoder, clips: Tensor) -> Tensor:
@@ -225,6 +245,7 @@ def _fold(vae: VideoAutoencoder, basis: Tensor) -> None:
     first.weight.copy_(torch.einsum("oj...,ji->oi...", first.weight, inverse))
 
 
-def _power(symmetric: Tensor, exponent: float) -> Tensor:
+def power(symmetric: Tensor, exponent: float) -> Tensor:
+    """A power of a positive matrix."""
     values, vectors = torch.linalg.eigh(symmetric)
     return vectors @ torch.diag(values.clamp_min(1e-9) ** exponent) @ vectors.T
