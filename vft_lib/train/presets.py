@@ -146,14 +146,16 @@ PRESETS["small-cpu"] = _for_cores(PRESETS["small"])
 
 
 def decoder_recipe(p: Preset, c: TokenizerConfig, token_share: float) -> DecoderRecipe:
-    """Of the autoencoder's own decoder, trained alone: the preset's schedule, on whole chunks in
-    batches of about as many pixels."""
+    """Of the autoencoder's own decoder, trained alone: on whole chunks in batches of about as many
+    pixels as the preset's, at a quarter of its learning rates, since most is learnt already."""
     vae, crop = p.vae, min(96, c.size)
     frames = c.chunk_frames
     pixels = vae.schedule.batch * (vae.crop_frames + 3) * vae.crop**2
     batch = max(1, round(pixels / (frames + 3) / crop**2))
+    lr, matrix_lr = vae.schedule.lr / 4, vae.schedule.matrix_lr / 4
+    schedule = replace(vae.schedule, batch=batch, lr=lr, matrix_lr=matrix_lr)
     return DecoderRecipe(
-        c.size, frames, replace(vae.schedule, batch=batch), crop=crop, uses=2,
+        c.size, frames, schedule, crop=crop, uses=2,
         world_share=vae.world_share, perceptual=vae.perceptual, judged=vae.judged,
         latent_noise=vae.latent_noise, token_share=token_share,
     )  # fmt: skip
