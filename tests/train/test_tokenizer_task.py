@@ -13,6 +13,7 @@ from vft_lib.errors import VftError
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.train.loop import step_generator
 from vft_lib.train.places import places, start_registers_at_places
+from vft_lib.train.tokenizer import _some
 
 
 def test_alignment_teaches_the_decoder_and_the_encoder() -> None:
@@ -57,6 +58,15 @@ def test_an_error_counts_by_what_it_does_to_the_pixels() -> None:
     task.root = None
     missed = float(task(step=0, generator=step_generator(0, 0), progress=0.0)["flow"])
     assert missed == pytest.approx(float((wide**2 + 1).mean()), rel=0.1)
+
+
+def test_clips_to_look_at_are_of_all_kinds() -> None:
+    """Of blocks of 64 that begin with procedural clips."""
+    chosen = _some(torch.arange(24_576), 24)
+    assert torch.equal(chosen, _some(torch.arange(24_576), 24))
+    assert len(set(chosen.tolist())) == 24
+    assert len(set((chosen % 64).tolist())) > 8
+    assert sorted(_some(torch.arange(3), 24).tolist()) == [0, 1, 2]
 
 
 def test_some_codes_of_every_second_clip_are_its_neighbour_s() -> None:

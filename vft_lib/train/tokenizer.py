@@ -123,8 +123,8 @@ class TokenizerTask(Task):
     def _root_of_weights(self, vae: VideoAutoencoder) -> Tensor:
         """R `[C,C]`: the square of R e is the weighted square of an error e. On the device of the
         autoencoder."""
-        latents = self.given.latents[:: max(1, len(self.given) // JUDGED)][:JUDGED]
-        metric = pixel_metric(vae, latents.to(next(vae.parameters()).device))
+        latents = _some(self.given.latents, JUDGED).to(next(vae.parameters()).device)
+        metric = pixel_metric(vae, latents)
         weights = power(metric, self.recipe.pixel_weight)
         return power(weights * len(weights) / weights.trace(), 0.5)
 
@@ -248,7 +248,7 @@ class TokenizerTask(Task):
         tokenizer = Tokenizer(self.recipe.config).to(device)
         tokenizer.vae = self.frozen[0]
         tokenizer.encoder, tokenizer.decoder = self.encoder, self.decoder
-        latents = self.given.latents[:: max(1, len(self.given) // 4)][:4].float()
+        latents = _some(self.given.latents, 4).float()
         ids = tokenizer.fsq.ids(self.encoder(latents.to(device)))
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
         videos = [tokenizer.vae.decode(latents.to(device))]
@@ -264,6 +264,13 @@ def _latents(batches: Batches, step: int) -> Tensor:
     """What a step reads of shards: latents of single chunks, float16 `[B,C,t,h,w]`."""
     _, found = batches.at(step)
     return torch.from_numpy(np.stack([record.extras["latents"][chunk] for record, chunk in found]))
+
+
+def _some(latents: Tensor, count: int) -> Tensor:
+    """So many clips, or all if there are fewer, always the same. Clips lie in blocks that begin
+    with procedural ones, so every n-th may be of one kind."""
+    chosen = torch.randperm(len(latents), generator=torch.Generator().manual_seed(0))[:count]
+    return latents[chosen.to(latents.device)]
 
 
 def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
