@@ -124,9 +124,8 @@ class TokenizerTask(Task):
         """R `[C,C]`: the square of R e is the weighted square of an error e. On the device of the
         autoencoder."""
         latents = _some(self.given.latents, JUDGED).to(next(vae.parameters()).device)
-        metric = pixel_metric(vae, latents)
-        weights = power(metric, self.recipe.pixel_weight)
-        return power(weights * len(weights) / weights.trace(), 0.5)
+        root = power(pixel_metric(vae, latents), self.recipe.pixel_weight / 2)
+        return root * (len(root) / root.square().sum()).sqrt()  # weights of trace C, as without
 
     def _note(self, block: nn.Module, inputs: object, output: Tensor) -> None:
         if self.training:
