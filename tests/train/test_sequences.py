@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from vft_lib.checkpoints.checkpoint import save_tokenizer
 from vft_lib.footage.bank import ClipBank
-from vft_lib.footage.footage import to_video
+from vft_lib.footage.footage import Footage, to_video
+from vft_lib.prior.prior import Prior
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 from vft_lib.train import dataset
 from vft_lib.train.dataset import Plan, Sequences, encode_sequences
 from vft_lib.train.presets import PRESETS
+from vft_lib.train.run import Run, sequences_of
 from vft_lib.world.world import make_clip
 
 PRESET = PRESETS["tiny"]
@@ -95,3 +99,27 @@ def test_processes_draw_what_this_one_would(tokenizer: Tokenizer) -> None:
 def same(a: Sequences, b: Sequences) -> bool:
     inside = torch.arange(a.ids.shape[1])[None, :, None] < a.rows[:, None, None]
     return torch.equal(a.rows, b.rows) and torch.equal(a.ids * inside, b.ids * inside)
+
+
+def test_a_prior_that_goes_on_from_another_is_given_other_worlds(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """The other may know its own by heart."""
+
+    def worlds(name: str, start: Prior | None) -> set[str]:
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        save_tokenizer(
+            out / "tokenizer.safetensors", tokenizer.config, tokenizer.state_dict(), None
+        )
+        preset = dataclasses.replace(
+            PRESET, prior=dataclasses.replace(PRESET.prior, clips=dataset.SEQUENCES)
+        )
+        run = Run(preset, Footage(None, None), out, torch.device("cpu"), torch.float32)
+        return {repr(scene) for scene in sequences_of(run, None, start).scenes}
+
+    one, other = (Prior(PRESET.prior.config, mark) for mark in ("00000000000000a1", "f" * 16))
+    found = [worlds("first", None), worlds("one", one), worlds("other", other)]
+    assert all(len(scenes) == BLOCK for scenes in found)
+    assert len(set.union(*found)) == 3 * BLOCK
+    assert worlds("one", one) == found[1], "the same again when it is resumed"

@@ -18,6 +18,7 @@ from ..footage.footage import Footage
 from ..footage.worlds import Worlds, training_seeds
 from ..measure.features import FrozenFeatures
 from ..models.loading import add_preview, load_prior, load_tokenizer
+from ..prior.prior import Prior
 from ..shards.batches import Batches, by_chunk, by_length
 from ..shards.dataset import Index, Order
 from ..shards.tokenizing import autoencoder_mark
@@ -230,12 +231,16 @@ def train_tokenizer(run: Run, window: Window | None = None, init: Path | None = 
     return path
 
 
-def sequences_of(run: Run, deadline: float | None = None) -> Sequences:
-    """The prior's training clips as ids of `run.out`'s tokenizer."""
+def sequences_of(
+    run: Run, deadline: float | None = None, start: Prior | None = None
+) -> Sequences:  # fmt: skip
+    """The prior's training clips as ids of `run.out`'s tokenizer. `start`: the prior that it goes
+    on from, which may know its own worlds by heart: these are others."""
     r, bank = run.preset.prior, run.footage.bank
     source = run.out / "tokenizer.safetensors"
     tokenizer = load_tokenizer(source, device=run.device, dtype=run.precision)
-    plan = Plan(r.config, -(-r.clips // SEQUENCES), bank is not None, r.schedule.seed + 1)
+    seed = r.schedule.seed + 1 + (int(start.fingerprint, 16) if start else 0)
+    plan = Plan(r.config, -(-r.clips // SEQUENCES), bank is not None, seed)
     with first_alone(run.device):
         return encode_sequences(
             plan, tokenizer, bank, processes=run.processes, folder=run.out / "prior",
@@ -257,7 +262,7 @@ def train_prior(run: Run, window: Window | None = None, init: Path | None = None
         if run.footage.worlds is None:
             raise VftError("a prior learns the captions of procedural clips, and there are none")
         tokenizer = load_tokenizer(source, device=device, dtype=torch.float32)
-        data = sequences_of(run, None if window is None else _share(window, 0.4))
+        data = sequences_of(run, None if window is None else _share(window, 0.4), start)
         torch.manual_seed(r.schedule.seed)
         task = PriorTask(r, tokenizer, data)
     else:
