@@ -47,6 +47,7 @@ OPTIONS: dict[str, Sampling] = {
     **{f"{n} steps, shift {s:g}": _option(n, shift=s) for n, s in ((2, 2.0), (4, 2.0), (4, 0.5))},
     "heun, 2 steps": _option(2, method="heun"),
     **{f"25 steps, reuse {r:g}": _option(25, reuse=r) for r in (0.1, 0.4)},
+    **{f"{n} steps, guidance 1.5": _option(n, 1.5) for n in (2, 4)},
     **{f"{n} steps, guidance 2": _option(n, 2.0) for n in (2, 4, 10)},
     "10 steps, projected guidance 3": _option(10, 3.0, apg=True),
     **{
