@@ -136,7 +136,7 @@ def main() -> None:
          ("the same 2, and 14 that the prior wrote", shown(prior.refine(few, 16, seed=0)))],
         92,
     )  # fmt: skip
-    video = clip(7, 17)
+    video = clip(215, 17)
     edited = video[:, 0].clone()
     edited[:, 18:78, 10:70] = torch.tensor([0x28, 0x50, 0xFF])[:, None, None] / 127.5 - 1
     kept = tokenizer.encode(video, fps=8.0).truncate(1)

@@ -194,7 +194,7 @@ class TokensInfo(io.ComfyNode):
 
 
 CLIPS = ("synthetic", "real")
-REAL = "two men in dinner jackets in front of a red wall; one of them shouts"
+REAL = "a cartoon girl with sunglasses and white hair dances in front of a leaning tower"
 
 
 class ExampleClip(io.ComfyNode):

@@ -39,8 +39,8 @@ def test_the_defaults_recipes() -> None:
     source = Source.open(packaged("default.safetensors"))
     meta, text = header_of(source, "tokenizer")
     sampling = TokenizerConfig.from_json(text).sampling
-    assert meta["fingerprint"] == "9fd6a184b8ec20ec"
-    assert sampling.of("normal") == sampling.of("draft") == Recipe(2, 1.0, apg=False)
+    assert meta["fingerprint"] == "7ab2c5c2ab2a96c7"
+    assert sampling.of("normal") == sampling.of("draft") == Recipe(2, 1.5, apg=False)
     assert sampling.of("best") == Recipe(4, 2.0, apg=False)
 
 
