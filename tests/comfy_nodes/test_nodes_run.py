@@ -309,7 +309,7 @@ def test_a_temperature_below_zero_is_the_priors_own(made: Made, quiet: Any) -> N
     for node, words in (
         ("VFTTextToTokens", {"prompt": "a red ball", "frames": 17}),
         ("VFTClassToTokens", {"class_name": "bounce_vertical"}),
-        ("VFTRefine", {"tokens": made.tokens.truncate(1), "prompt": "a red ball", "budget": 4}),
+        ("VFTRefine", {"tokens": made.tokens.truncate(1), "prompt": "a red ball", "budget": 16}),
     ):
         own = made.prior.model.config.temperature
         for name, chosen in (
