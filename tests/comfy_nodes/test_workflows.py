@@ -285,10 +285,11 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "07_share_tokens": {"frames": [33], "budgets": [32, 32]},
     "08_published_tokenizer": {"frames": [33, 33], "budgets": [32]},
     "09_published_text_to_video": {"frames": [17], "budgets": [32]},
-    "10_long_clip_adaptive": {"frames": [161], "budgets": [45]},
+    "10_long_clip_adaptive": {"frames": [161], "bytes": 2700},
     "11_semantok_encode": {"frames": [33, 33], "budgets": [32]},
 }
-"""Frames of the videos saved, and budgets of the tokens made from others' or from words."""
+"""Frames of the videos saved, and budgets of the tokens made from others' or from words, or what
+they take together."""
 MAKERS = {"VFTTruncate", "VFTTextToTokens", "VFTRefine", "VFTLoadTokens"}
 
 
@@ -307,7 +308,12 @@ def test_the_workflow_runs(execute: Any, name: str) -> None:
     assert [len(v) for v in videos] == EXPECTED[name]["frames"]
     assert all(len(np.unique(v)) > 20 for v in videos), "a picture"
     made = [tokens for kind in MAKERS for tokens, *_ in by_type.get(kind, [])]
-    assert sorted(t.budget for t in made) == EXPECTED[name]["budgets"]
+    if "bytes" in EXPECTED[name]:  # which part gets how many, a processor's rounding decides
+        (tokens,) = made
+        assert tokens.id_bytes == EXPECTED[name]["bytes"]
+        assert len(set(tokens.rows)) > 1, "not all parts need the same"
+    else:
+        assert sorted(t.budget for t in made) == EXPECTED[name]["budgets"]
     assert all(len(torch.unique(t.ids)) > 1 for t in made)
     if name.startswith("05"):
         coarse, fine = sorted(made, key=lambda t: t.budget)

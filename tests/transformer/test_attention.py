@@ -46,6 +46,20 @@ def test_attention_is_that_of_the_mask(mask: MaskConfig) -> None:
     assert torch.allclose(attend(q, k, v, layout, 0.3), scores.softmax(-1) @ v, atol=1e-5)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_short_sequences_in_bfloat16_train_on_the_gradients_of_float32(causal: bool) -> None:
+    """Rounded once at the end; bfloat16's own backward pass on a CPU is slower and less exact."""
+    q, k, v = (normal(i, 2, 3, 40, 16).bfloat16().requires_grad_() for i in range(3))
+    y = attention_backends.dot_product(q, k, v, causal=causal)
+    assert y.dtype == torch.bfloat16
+    exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    z = F.scaled_dot_product_attention(*exact, is_causal=causal)
+    assert torch.equal(y, z.bfloat16())
+    mine = torch.autograd.grad(y.float().square().sum(), (q, k, v))
+    theirs = torch.autograd.grad(z.bfloat16().float().square().sum(), exact)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(mine, theirs))
+
+
 def test_time_blocks_never_make_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """2560 x 2560 booleans, for the published models, in every block of every step."""
     monkeypatch.setattr(attention_backends, "sees", None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config.prior import PriorConfig
+from ..transformer.backends import dot_product
 from .order import places
 from .vocabulary import FactorizedEmbedding, FactorizedHead, TableHead
 
@@ -92,7 +93,7 @@ class SelfAttention(nn.Module):
             for p, new in zip(past, (k, v)):
                 p[:, :, at : at + n] = new
             k, v = (p[:, :, : at + n] for p in past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=n > 1)
+        y = dot_product(q, k, v, mask, causal=n > 1)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -114,7 +115,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, text: tuple[Tensor, Tensor], attend: Tensor) -> Tensor:
         q = self.q(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, *text, attn_mask=attend)
+        y = dot_product(q, *text, attend)
         return self.proj(y.transpose(1, 2).flatten(2))
 
 

@@ -38,9 +38,9 @@ class Digits(nn.Module):
         self.high = tuple(range(n // 2, n))
         subsets = [(i,) for i in range(n)] + list(itertools.combinations(range(n), 2))
         self.subsets = list(dict.fromkeys([*subsets, self.low, self.high]))
-        sizes = [math.prod(levels[i] for i in s) for s in self.subsets]
-        self.starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        self.rows = sum(sizes)
+        self.sizes = [math.prod(levels[i] for i in s) for s in self.subsets]
+        self.starts = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+        self.rows = sum(self.sizes)
         # row of subset s = start + sum of digit i * (product of the levels before i in s)
         steps = torch.zeros(n, len(self.subsets), dtype=torch.int64, device="cpu")
         for column, s in enumerate(self.subsets):
@@ -74,17 +74,13 @@ class Digits(nn.Module):
         """Feature logits `[N,1303]` -> `low [N,512]` and `cross [N,125,24]`, such that the logit of
         id a + 512 b is `low[a] + sum over the low digits i of cross[b, i's value in a]`."""
         n, low, high = len(features), self.low, self.high
-
-        def view(subset: tuple[int, ...], axes: tuple[int, ...]) -> Tensor:
-            at = self.subsets.index(subset)
-            size = math.prod(self.levels[i] for i in subset)
-            shape = [self.levels[i] if i in subset else 1 for i in reversed(axes)]
-            return features[:, self.starts[at] : self.starts[at] + size].view(n, *shape)
+        logits = dict(zip(self.subsets, features.split(self.sizes, 1)))
 
         def spread(subsets: list[tuple[int, ...]], axes: tuple[int, ...]) -> Tensor:
             total = features.new_zeros(n, *(self.levels[i] for i in reversed(axes)))
             for subset in subsets:
-                total = total + view(subset, axes)
+                shape = [self.levels[i] if i in subset else 1 for i in reversed(axes)]
+                total = total + logits[subset].view(n, *shape)
             return total
 
         inside = [s for s in self.subsets if set(s) <= set(low)]
@@ -103,10 +99,10 @@ class Digits(nn.Module):
         the sum over a is taken digit by digit: exact, at a fortieth of 64,000 exponentials, as
         long as `low` and `cross` disagree by less than the 87 nats that float32's exp spans.
         """
-        top = low.amax(1)
+        top = low.detach().amax(1)  # of this and of `peaks` the sum does not depend
         sizes = [self.levels[i] for i in self.low]
         factors = cross.split(sizes, -1)  # (N, 125, 8) each
-        peaks = [f.amax(-1) for f in factors]  # (N, 125): nothing overflows
+        peaks = [f.detach().amax(-1) for f in factors]  # (N, 125): nothing overflows
         mass = (low - top[:, None]).exp().unflatten(1, (-1, sizes[0]))  # (N, 64, 8)
         mass = torch.bmm((factors[0] - peaks[0][..., None]).exp(), mass.transpose(1, 2))
         for f, peak, size in zip(factors[1:], peaks[1:], sizes[1:]):
@@ -148,16 +144,20 @@ class FactorizedHead(nn.Module):
     def nll(self, x: Tensor, ids: Tensor) -> Tensor:
         """-log p(id) in nats `[N]` float32, for x `[N,d]` and ids `[N]`, without the logits of all
         ids (:meth:`Digits.log_sum`)."""
+        # One sum of feature vectors for each entry of the factors, and one for the right ids: there
+        # are far fewer of them than sums of every position's feature logits.
         with torch.autocast(x.device.type, enabled=False):
-            features = F.linear(x.float(), *(p.float() for p in self.features.parameters()))
-            low, cross = self.digits.factors(features)
-        digits = self.digits.digits(ids)[:, list(self.digits.low)]
-        a, b = ids % low.shape[1], ids // low.shape[1]
-        starts = cast(Tensor, self.digits.level)[: digits.shape[1]].cumsum(0)
-        columns = digits + F.pad(starts, (1, 0))[:-1]  # of `cross`
-        right = low.gather(1, a[:, None])[:, 0]
-        right = right + cross[torch.arange(len(ids), device=ids.device)[:, None], b[:, None],
-                              columns].sum(1)  # fmt: skip
+            x, weight = x.float(), self.features.weight.float()
+            bias = self.features.bias
+            column = x.new_zeros(len(weight)) if bias is None else bias.float()
+            table = torch.cat([weight, column[:, None]], 1)  # (1303, d + 1)
+            low, cross = (
+                F.linear(x, f[:-1].flatten(1).T, f[-1].flatten())
+                for f in self.digits.factors(table.T)
+            )
+            right = F.embedding_bag(self.digits(ids), table, mode="sum")
+            right = (x * right[:, :-1]).sum(1) + right[:, -1]
+        cross = cross.unflatten(1, (-1, len(cast(Tensor, self.digits.hot))))
         part = 64 * PART if x.is_cuda else PART
         parts = [self.digits.log_sum(*p) for p in zip(low.split(part), cross.split(part))]
         return torch.cat(parts) - right

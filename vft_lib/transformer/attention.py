@@ -13,11 +13,10 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..config.tokenizer import MaskConfig
 from ..errors import VftError
-from .backends import HALF, Backend, Foreign, flex, sdpa, xformers
+from .backends import HALF, Backend, Foreign, dot_product, flex, sdpa, xformers
 from .layout import Layout, merges_registers
 
 BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "xformers": xformers, "flex": flex}
@@ -42,7 +41,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout | Tensor, scale: floa
     """Queries, keys and values `[B,heads,T,head_dim]` in packed order -> `[B,heads,T,head_dim]`.
     In place of a layout: a mask `[B,1,1,T]`, True for the keys that are seen."""
     if isinstance(layout, Tensor):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=layout, scale=scale)
+        return dot_product(q, k, v, layout, scale)
     assert layout.weight == 1 or merges_registers(layout.mask)
     name = layout.backend
     if name == "auto":

@@ -20,6 +20,8 @@ from .masks import frame_mask, remembered, sees
 HALF = (torch.float16, torch.bfloat16)
 PLAIN = ("full", "time_block_causal")  # modes whose queries see whole frames: no mask is needed
 
+SHORT = 256  # keys
+
 Backend = Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor]
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -34,16 +36,26 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tenso
         else:
             bias = key_bias(layout, q.device).to(torch.promote_types(q.dtype, torch.float32))
     if layout.mask.mode in ("full", "causal"):
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias if bias is None else bias[None, None, None], scale=scale,
-            is_causal=layout.mask.mode == "causal",
-        )  # fmt: skip
-        return y[..., :width]
+        mask = bias if bias is None else bias[None, None, None]
+        return dot_product(q, k, v, mask, scale, layout.mask.mode == "causal")[..., :width]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return dot_product(q, k, v, mask, scale)
 
     return by_frame(attend, q, k, v, layout, bias)[..., :width]
+
+
+def dot_product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None,
+    causal: bool = False,
+) -> Tensor:  # fmt: skip
+    """PyTorch's attention. While it is trained on a CPU, short sequences in bfloat16 are computed
+    in float32, whose gradient takes a fifth to a half of the time (torch 2.13)."""
+    dtype = q.dtype
+    if not q.is_cuda and dtype == torch.bfloat16 and q.requires_grad and k.shape[-2] <= SHORT:
+        q, k, v = q.float(), k.float(), v.float()
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, is_causal=causal)
+    return y.to(dtype)
 
 
 def by_frame(
