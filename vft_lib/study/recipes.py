@@ -47,7 +47,7 @@ class Scale:
 
 SCALES = {
     "full": Scale(),
-    "short": Scale(400, 1000, 1200, clips=4096),
+    "short": Scale(400, 1000, 800),
     "tiny": Scale(
         4, 4, 4, batch=4, clips=64, width=32, sizes=(("small", Size(16, 1)), ("large", Size(32, 2)))
     ),

@@ -11,42 +11,32 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..autoencoder.vae import VideoAutoencoder
 from ..errors import VftError
-from ..evaluation.classifier import labels_of
 from ..evaluation.judge import trained_judge
-from ..evaluation.learned import FeatureNetwork, Frechet
-from ..evaluation.prior_card import written
-from ..evaluation.run_clips import decoded_latents, decoded_video, encode_scenes
+from ..evaluation.learned import FeatureNetwork
 from ..files.atomic import alone, replacing, write_bytes
 from ..footage.footage import Footage
-from ..footage.worlds import HELD_OUT_SEEDS
 from ..measure.bench import operations
 from ..models.loading import load_prior, load_tokenizer
-from ..prior.prior import Prior
-from ..scoring.protocol import Line, digest_of, enough, frechet_line
+from ..scoring.protocol import enough
 from ..tokenizer.tokenizer import Tokenizer
-from ..tokens import Tokens
 from ..train.dataset import Latents
 from ..train.loop import autocast_dtype
 from ..train.run import Run, draw_worlds, train_prior, train_tokenizer, train_vae
-from ..train.tokenizer import TokenizerTask, ids_of_latents
-from ..world import world
+from ..train.tokenizer import TokenizerTask
+from .measuring import Held, Ruler
 from .recipes import BUDGETS, KINDS, TOKENS, Scale, preset
 
 COUNTED = 8  # steps whose operations are counted, as budgets are drawn at random
-GUIDANCE = 2.0  # of every prior, at every budget
-TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True)
@@ -63,6 +53,8 @@ class Study:
     judge_steps: int | None = None
     features: bool = True
     say: Callable[[str], None] = print
+    kept: list[Held] = field(default_factory=list)
+    """The held-out worlds, once they are needed: the same for all cells."""
 
     def cells(self) -> list[tuple[str, int]]:
         """Kinds and seeds, what decides first: a tokenizer, and all priors on it."""
@@ -101,7 +93,7 @@ class Study:
         if not (folder / "tokenizer.safetensors").exists():
             self.say(f"{kind}, seed {seed}: {run.preset.tokenizer.schedule.steps} steps")
             train_tokenizer(run)
-        first = folder / self.scale.sizes[0][0]
+        first, ruler = folder / self.scale.sizes[0][0], None
         for size, _ in self.scale.sizes:
             place = folder / size
             place.mkdir(exist_ok=True)
@@ -115,7 +107,8 @@ class Study:
                 self.say(f"{kind}, seed {seed}, {size} prior")
                 train_prior(run)
             if not self._measured(place):
-                found = self._measure(run, folder, kind, seed, size)
+                ruler = ruler or self._ruler(run, folder)
+                found = self._measure(ruler, run, kind, seed, size)
                 text = json.dumps(found, indent=1) + "\n"
                 write_bytes(place / "results.json", text.encode())
 
@@ -126,62 +119,32 @@ class Study:
             return False
         return bool(found["clips"] == self.clips and found["features"] == self.features)
 
-    @torch.no_grad()
-    def _measure(self, run: Run, folder: Path, kind: str, seed: int, size: str) -> dict[str, Any]:
-        """At each budget: Fréchet distances to the autoencoder's held-out clips, what the judge
-        reads, bits and seconds of a clip."""
-        device, dtype = self.device, autocast_dtype(self.device)
-        tokenizer = load_tokenizer(run.out / "tokenizer.safetensors", device=device)
-        prior = load_prior(run.out / "prior.safetensors", device=device).bind(tokenizer)
-        with torch.enable_grad():
-            judge = trained_judge(self.judge_steps, run.preset.tokenizer, folder, tokenizer, dtype)
-        scenes = [world.draw_scene(s) for s in HELD_OUT_SEEDS[: self.clips]]
-        labels, captions = labels_of(scenes), [s.caption() for s in scenes]
-        latents = encode_scenes(tokenizer, scenes, dtype)
-        network = FeatureNetwork(device) if self.features else None
-        frechets: dict[str, Frechet] = {}
-        if network is not None:
-            warning = enough(self.clips, "the Fréchet distance")
-            if warning:
-                self.say(warning)
-            real = _features(network, decoded_video(tokenizer, latents, dtype))
-            frechets = {name: Frechet(x, paired=False) for name, x in real.items()}
-        ids = ids_of_latents(tokenizer, latents)
-        rows = []
-        for k in BUDGETS if kind == "registers" else (TOKENS,):
-            began = time.perf_counter()
-            made_ids = written(prior, [k], lambda _: GUIDANCE, caption=captions)[k]
-            made = decoded_latents(tokenizer, made_ids, dtype, desc=f"{kind}, k = {k}")
-            video = decoded_video(tokenizer, made, dtype)
-            row: dict[str, Any] = {"k": k, "tokens": made_ids.shape[1] * k}
-            row["seconds"] = round((time.perf_counter() - began) / self.clips, 4)
-            row["accuracy"] = judge.accuracy(labels, made, video)
-            own = decoded_latents(tokenizer, ids[:, :, :k], dtype, desc="from their own tokens")
-            row["own_tokens"] = judge.accuracy(labels, own, decoded_video(tokenizer, own, dtype))
-            row["bits"] = round(_bits(prior, tokenizer, ids[:, :, :k], captions), 2)
-            if network is not None:
-                found = _features(network, video)
-                for name, distance in frechets.items():
-                    row[f"frechet_{name}"] = distance(found[name])
-                    row[f"frechet_{name}_interval"] = list(distance.interval(found[name]))
-            rows.append(row)
+    def _measure(self, ruler: Ruler, run: Run, kind: str, seed: int, size: str) -> dict[str, Any]:
+        prior = load_prior(run.out / "prior.safetensors", device=self.device).bind(ruler.tokenizer)
+        budgets = BUDGETS if kind == "registers" else (TOKENS,)
         return {
             "kind": kind, "seed": seed, "size": size, "clips": self.clips,
             "features": self.features, "parameters": sum(p.numel() for p in prior.parameters()),
-            "tokenizer_steps": run.preset.tokenizer.schedule.steps,
-            "judge": judge.facts, "rows": rows, "line": self._line(tokenizer, network),
+            "tokenizer_steps": run.preset.tokenizer.schedule.steps, "judge": ruler.judge.facts,
+            "rows": [ruler.measure(prior, k) for k in budgets],
+            "line": ruler.held.line(ruler.tokenizer),
         }  # fmt: skip
 
-    def _line(self, tokenizer: Tokenizer, network: FeatureNetwork | None) -> Line:
-        c, seeds = tokenizer.config, [str(s) for s in HELD_OUT_SEEDS[: self.clips]]
-        return {
-            "set": f"{self.clips} held-out worlds, list {digest_of(seeds)}",
-            "frames": f"every 2nd of {c.chunk_frames}, {c.size} px, {c.fps:g} fps",
-            "reference": "autoencoder", "network": "none" if network is None else network.line,
-            "distance": frechet_line(),
-            "sampler": f"{c.sampling.of('normal').words}, noise of clip i by seed i",
-            "prior": f"guidance {GUIDANCE:g}, temperature {TEMPERATURE:g}, seed i",
-        }  # fmt: skip
+    def _ruler(self, run: Run, folder: Path) -> Ruler:
+        """For the priors on a folder's tokenizer."""
+        device, dtype = self.device, autocast_dtype(self.device)
+        tokenizer = load_tokenizer(folder / "tokenizer.safetensors", device=device)
+        judge = trained_judge(self.judge_steps, run.preset.tokenizer, folder, tokenizer, dtype)
+        return Ruler(self._held(tokenizer, dtype), tokenizer, judge)
+
+    def _held(self, tokenizer: Tokenizer, dtype: torch.dtype) -> Held:
+        if not self.kept:
+            network = FeatureNetwork(self.device) if self.features else None
+            warning = enough(self.clips, "the Fréchet distance") if self.features else None
+            if warning:
+                self.say(warning)
+            self.kept.append(Held(self.clips, tokenizer, network, dtype))
+        return self.kept[0]
 
 
 def equal_steps(scale: Scale, kind: str) -> int:
@@ -215,24 +178,6 @@ def _counted(scale: Scale, kind: str) -> int:
 def read_results(out: Path) -> list[dict[str, Any]]:
     """Of all cells that are measured."""
     return [json.loads(p.read_text()) for p in sorted(out.glob("*-*/*/results.json"))]
-
-
-def _features(network: FeatureNetwork, video: Tensor) -> dict[str, list[Tensor]]:
-    """Of clips `[N,3,T,H,W]`: by frames and by what changes between them."""
-    found = [network(clip.float()) for clip in video]
-    return {"frames": [f.pooled for f in found], "motion": [f.motion for f in found]}
-
-
-def _bits(prior: Prior, tokenizer: Tokenizer, ids: Tensor, captions: list[str]) -> float:
-    """-log2 p of the ids of a clip that is real, given its caption."""
-    c, total = tokenizer.config, 0.0
-    for start in range(0, len(ids), 32):
-        tokens = Tokens(
-            ids=ids[start : start + 32], tokenizer=c.name, fingerprint=tokenizer.fingerprint,
-            frames=c.chunk_frames, fps=c.fps, size=(c.size, c.size),
-        )  # fmt: skip
-        total += float(prior.surprise(tokens, caption=captions[start : start + 32]).sum())
-    return total / len(ids)
 
 
 def _copy(file: Path, folder: Path) -> None:
