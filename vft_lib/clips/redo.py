@@ -1,9 +1,11 @@
 """A stretch of a decoded clip made anew, while the frames around it stay as they are.
 
 Chunks share a frame, so the first new chunk begins with the kept frame before it, as in any decode.
-At the end the frame that the next chunk began with is kept, and the last new chunk has to arrive
-there: its last frames are cross-faded into the old ones, over as few frames as leave no step that
-stands out (:func:`fade`). Why not in the sampler: EXPERIMENTS.md, "The end of a redone stretch".
+Where that is not enough (more tokens than before show more, and at once), the old frames are
+cross-faded into it. At the end the frame that the next chunk began with is kept, and the last new
+chunk has to arrive there: its last frames are cross-faded into the old ones. Both over as few
+frames as leave no step that stands out (:func:`fade`). Why not in the sampler: EXPERIMENTS.md, "The
+ends of a redone stretch".
 """
 
 from __future__ import annotations
@@ -125,7 +127,8 @@ class Redo:
             )  # fmt: skip
             try:
                 for i, chunk in enumerate(islice(chunks, at.last - at.first + 1), at.first):
-                    yield from self._joined(i, [show(f) for f in to_frames(chunk[0])], old)
+                    frames = [show(f) for f in to_frames(chunk[0])]
+                    yield from self._joined(i, frames, old, pin if first_frame is None else None)
             finally:
                 chunks.close()  # type: ignore[attr-defined]
                 tok.graphs.clear()  # it does so itself at the end of a clip only
@@ -134,14 +137,18 @@ class Redo:
         return self.jumps.watch(made())
 
     def _joined(
-        self, chunk: int, new: list[np.ndarray], old: Iterator[np.ndarray]
-    ) -> list[np.ndarray]:
-        """The frames of one new chunk, in place of as many old ones."""
-        replaced = list(islice(old, len(new)))
-        overlap = self.tokenizer.config.overlap
-        if chunk < self.stretch.last or self.stretch.end == self.tokens.frames or not overlap:
+        self, chunk: int, new: list[np.ndarray], old: Iterator[np.ndarray],
+        kept: np.ndarray | None,
+    ) -> list[np.ndarray]:  # fmt: skip
+        """The frames of one new chunk, in place of as many old ones. `kept`: the frame before the
+        stretch (None: it begins with a frame of the user's, which nothing shines through)."""
+        replaced, at = list(islice(old, len(new))), self.stretch
+        if not self.tokenizer.config.overlap:
             return new
-        return fade(new, replaced)
+        return fade(
+            new, replaced, after=kept if chunk == at.first else None,
+            ends=chunk == at.last and at.end < self.tokens.frames,
+        )  # fmt: skip
 
     def _checked(self, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
         """`earlier`, as many frames as the tokens are of, and of that shape."""
@@ -196,22 +203,35 @@ def redo_file(
     return redo.seams
 
 
-def fade(new: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """New frames, uint8 `[H,W,3]`, whose last are blended with the old ones, linearly, until the
-    very last is the old one. Over as few frames as keep what the blending adds to a step below
-    `OUTSTANDING` of the mean step between new frames; over all of them if none are enough."""
+def fade(
+    new: Sequence[np.ndarray], old: Sequence[np.ndarray], *, after: np.ndarray | None = None,
+    ends: bool = False,
+) -> list[np.ndarray]:  # fmt: skip
+    """New frames, uint8 `[H,W,3]`, blended linearly with the old ones: from `after` on, the kept
+    frame before them, if the step from it stands out and that to the old frame is smaller; and
+    where they end, until the very last is the old one. Over as few frames as keep what the blending
+    adds to a step below `OUTSTANDING` of the mean step between new frames; over all of them if none
+    are enough."""
     steps = [difference(a, b) for a, b in pairwise(new)]
     usual = sum(steps) / max(1, len(steps))
     apart = [difference(a, b) for a, b in zip(new, old)]
-    length = 1
-    while length < len(new) and max(apart[-length - 1 :]) / length > OUTSTANDING * usual:
-        length += 1
-    kept = len(new) - length
-    share = [max(0, i + 1 - kept) / length for i in range(len(new))]
-    return [
-        np.rint(a + (b.astype(np.float32) - a) * w).astype(np.uint8) if w else a
-        for a, b, w in zip(new, old, share)
-    ]
+    count, rising, falling = len(new), 1, 1
+    if after is not None:
+        step = difference(after, new[0])
+        if step > (1 + OUTSTANDING) * usual and step > difference(after, old[0]):
+            while rising < count and max(apart[:rising]) / rising > OUTSTANDING * usual:
+                rising += 1
+    if ends:
+        while falling < count and max(apart[-falling - 1 :]) / falling > OUTSTANDING * usual:
+            falling += 1
+    frames = []
+    for i, (a, b) in enumerate(zip(new, old)):
+        share = min(1.0, (i + 1) / rising)  # of the new frame
+        if ends:
+            share = min(share, (count - 1 - i) / falling)
+        blended = b + (a.astype(np.float32) - b) * share
+        frames.append(a if share == 1 else np.rint(blended).astype(np.uint8))
+    return frames
 
 
 def _chunk_of(c: TokenizerConfig, frame: int) -> int:
