@@ -152,3 +152,9 @@ def test_a_study_from_nothing_to_its_plot(
     with Image.open(out / "study.png") as image:
         assert image.width > 300
     assert "Protocol: set: 8 held-out worlds" in capsys.readouterr().out
+    for weights in out.rglob("*.safetensors"):
+        weights.unlink()
+    (out / "table.md").unlink()
+    assert main(words) == 0, "what is measured needs no weights any more"
+    assert (out / "table.md").read_text() == table
+    assert not (out / "vae.safetensors").exists()

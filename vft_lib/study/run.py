@@ -61,20 +61,30 @@ class Study:
         return [(kind, seed) for seed in self.seeds for kind in self.kinds]
 
     def run(self, part: int = 0, parts: int = 1) -> list[dict[str, Any]]:
-        """Train and measure this part's cells; returns all results that there are by then."""
+        """Train and measure this part's cells; returns all results that there are by then. Of cells
+        that are measured nothing but the results is needed."""
         for kind in self.kinds:
             if kind not in KINDS:
                 raise VftError(f"kind {kind!r}: choose of {', '.join(KINDS)}")
         self.out.mkdir(parents=True, exist_ok=True)
-        with alone(self.out / "vae", lambda: self.say("another process trains the autoencoder")):
-            if not (self.out / "vae.safetensors").exists():
-                train_vae(self._run(self.cells()[0], self.out))
-        for cell in self.cells()[part::parts]:
+        left = [cell for cell in self.cells()[part::parts] if self._sizes(*cell)]
+        if left:
+            with alone(
+                self.out / "vae", lambda: self.say("another process trains the autoencoder")
+            ):
+                if not (self.out / "vae.safetensors").exists():
+                    train_vae(self._run(left[0], self.out))
+        for cell in left:
             self._cell(*cell)
         return read_results(self.out)
 
     def folder(self, kind: str, seed: int) -> Path:
         return self.out / f"{kind}-{seed}"
+
+    def _sizes(self, kind: str, seed: int) -> list[str]:
+        """Of priors that are not measured yet."""
+        folder = self.folder(kind, seed)
+        return [size for size, _ in self.scale.sizes if not self._measured(folder / size)]
 
     def _run(self, cell: tuple[str, int], out: Path, size: str | None = None) -> Run:
         sizes = dict(self.scale.sizes)
@@ -94,7 +104,7 @@ class Study:
             self.say(f"{kind}, seed {seed}: {run.preset.tokenizer.schedule.steps} steps")
             train_tokenizer(run)
         first, ruler = folder / self.scale.sizes[0][0], None
-        for size, _ in self.scale.sizes:
+        for size in self._sizes(kind, seed):
             place = folder / size
             place.mkdir(exist_ok=True)
             _copy(folder / "tokenizer.safetensors", place)
@@ -106,11 +116,9 @@ class Study:
             if not (place / "prior.safetensors").exists():
                 self.say(f"{kind}, seed {seed}, {size} prior")
                 train_prior(run)
-            if not self._measured(place):
-                ruler = ruler or self._ruler(run, folder)
-                found = self._measure(ruler, run, kind, seed, size)
-                text = json.dumps(found, indent=1) + "\n"
-                write_bytes(place / "results.json", text.encode())
+            ruler = ruler or self._ruler(run, folder)
+            found = self._measure(ruler, run, kind, seed, size)
+            write_bytes(place / "results.json", (json.dumps(found, indent=1) + "\n").encode())
 
     def _measured(self, place: Path) -> bool:
         try:
