@@ -151,9 +151,8 @@ class Prior(nn.Module):
         class_name: str | Sequence[str] | None = None,
     ) -> Tensor:  # fmt: skip
         """How unexpected each id is: -log2 p(id | ids before it) `[B,t,k]` float32, in bits. Chunks
-        of a long clip know the latent frame before. Registers beyond the prior's count as much as
-        the latter half of its own do on average: one alone says little of a hundred. Raises
-        VftError for latent frames of different budgets: what is missing of one is among
+        of a long clip know the latent frame before. Registers beyond the last count as that one.
+        Raises VftError for latent frames of different budgets: what is missing of one is among
         the ids before another's."""
         check_even(tokens)
         beyond = max(0, tokens.budget - self.config.registers)
@@ -171,8 +170,7 @@ class Prior(nn.Module):
             nats = self.network.head.nll(hidden.flatten(0, 1), flat.flatten())
             rows.append(to_grid(nats.view_as(flat) / math.log(2), w.rows)[:, w.known :].cpu())
         bits = torch.cat(rows, dim=1)
-        usual = bits[:, :, bits.shape[2] // 2 :].mean(2, keepdim=True)
-        return torch.cat([bits, usual.expand(-1, -1, beyond)], dim=2)
+        return torch.cat([bits, bits[:, :, -1:].expand(-1, -1, beyond)], dim=2)
 
     # ------------------------------------------------------------------ the loop
 
