@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..evaluation.classifier import labels_of
 from ..evaluation.judge import Judge
-from ..evaluation.learned import FeatureNetwork, Frechet
+from ..evaluation.learned import RESAMPLES, FeatureNetwork, Frechet
 from ..evaluation.prior_card import written
 from ..evaluation.run_clips import decoded_latents, decoded_video, encode_scenes
 from ..footage.worlds import HELD_OUT_SEEDS
@@ -27,12 +27,14 @@ TEMPERATURE = 0.8
 
 
 class Held:
-    """`clips` held-out worlds, and their Fréchet distances on the learned network (None: without):
-    to what the autoencoder, which is one for all cells, makes of them."""
+    """`clips` held-out worlds, and Fréchet distances on the learned network (None: without) to what
+    the autoencoder, which is one for all cells, makes of them. `intervals`: of these distances, by
+    a bootstrap, which takes as long as training a prior."""
 
     def __init__(
-        self, clips: int, tokenizer: Tokenizer, network: FeatureNetwork | None, dtype: torch.dtype
-    ) -> None:
+        self, clips: int, tokenizer: Tokenizer, network: FeatureNetwork | None, dtype: torch.dtype,
+        intervals: bool = True,
+    ) -> None:  # fmt: skip
         scenes = [world.draw_scene(s) for s in HELD_OUT_SEEDS[:clips]]
         self.labels, self.captions = labels_of(scenes), [s.caption() for s in scenes]
         self.latents = encode_scenes(tokenizer, scenes, dtype)
@@ -40,7 +42,8 @@ class Held:
         self.frechets: dict[str, Frechet] = {}
         if network is not None:
             real = _features(network, decoded_video(tokenizer, self.latents, dtype))
-            self.frechets = {name: Frechet(x, paired=False) for name, x in real.items()}
+            resamples = RESAMPLES if intervals else 0
+            self.frechets = {name: Frechet(x, resamples, False) for name, x in real.items()}
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -96,7 +99,8 @@ class Ruler:
             found = _features(held.network, video)
             for name, distance in held.frechets.items():
                 row[f"frechet_{name}"] = distance(found[name])
-                row[f"frechet_{name}_interval"] = list(distance.interval(found[name]))
+                if distance.resamples:
+                    row[f"frechet_{name}_interval"] = list(distance.interval(found[name]))
         return row
 
     def _bits(self, prior: Prior, k: int) -> float:

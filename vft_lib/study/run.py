@@ -151,7 +151,8 @@ class Study:
             warning = enough(self.clips, "the Fréchet distance") if self.features else None
             if warning:
                 self.say(warning)
-            self.kept.append(Held(self.clips, tokenizer, network, dtype))
+            alone = len(self.seeds) == 1  # several say themselves how far they lie apart
+            self.kept.append(Held(self.clips, tokenizer, network, dtype, intervals=alone))
         return self.kept[0]
 
 
