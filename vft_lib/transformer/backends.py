@@ -52,7 +52,8 @@ def dot_product(
     """PyTorch's attention. While it is trained on a CPU, short sequences in bfloat16 are computed
     in float32, whose gradient takes a fifth to a half of the time (torch 2.13)."""
     dtype = q.dtype
-    if not q.is_cuda and dtype == torch.bfloat16 and q.requires_grad and k.shape[-2] <= SHORT:
+    slow = q.device.type == "cpu" and dtype == torch.bfloat16 and q.requires_grad
+    if slow and k.shape[-2] <= SHORT:
         q, k, v = q.float(), k.float(), v.float()
     y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, is_causal=causal)
     return y.to(dtype)
