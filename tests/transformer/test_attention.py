@@ -53,11 +53,12 @@ def test_short_sequences_in_bfloat16_train_on_the_gradients_of_float32(causal: b
     y = attention_backends.dot_product(q, k, v, causal=causal)
     assert y.dtype == torch.bfloat16
     exact = [x.detach().float().requires_grad_() for x in (q, k, v)]
-    z = F.scaled_dot_product_attention(*exact, is_causal=causal)
+    a, b, c = exact
+    z = F.scaled_dot_product_attention(a, b, c, is_causal=causal)
     assert torch.equal(y, z.bfloat16())
     mine = torch.autograd.grad(y.float().square().sum(), (q, k, v))
     theirs = torch.autograd.grad(z.bfloat16().float().square().sum(), exact)
-    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(mine, theirs))
+    assert all(torch.equal(x, y.bfloat16()) for x, y in zip(mine, theirs))
 
 
 def test_time_blocks_never_make_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
