@@ -229,8 +229,9 @@ def fade(
         share = min(1.0, (i + 1) / rising)  # of the new frame
         if ends:
             share = min(share, (count - 1 - i) / falling)
-        blended = b + (a.astype(np.float32) - b) * share
-        frames.append(a if share == 1 else np.rint(blended).astype(np.uint8))
+        if share < 1:
+            a = np.rint(b + (a.astype(np.float32) - b) * share).astype(np.uint8)
+        frames.append(a)
     return frames
 
 

@@ -147,12 +147,14 @@ class Study:
 
     def _held(self, tokenizer: Tokenizer, dtype: torch.dtype) -> Held:
         if not self.kept:
-            network = FeatureNetwork(self.device) if self.features else None
-            warning = enough(self.clips, "the Fréchet distance") if self.features else None
-            if warning:
-                self.say(warning)
-            alone = len(self.seeds) == 1  # several say themselves how far they lie apart
-            self.kept.append(Held(self.clips, tokenizer, network, dtype, intervals=alone))
+            network = None
+            if self.features:
+                network = FeatureNetwork(self.device)
+                warning = enough(self.clips, "the Fréchet distance")
+                if warning:
+                    self.say(warning)
+            one = len(self.seeds) == 1  # several say themselves how far they lie apart
+            self.kept.append(Held(self.clips, tokenizer, network, dtype, intervals=one))
         return self.kept[0]
 
 

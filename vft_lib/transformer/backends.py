@@ -19,7 +19,6 @@ from .masks import frame_mask, remembered, sees
 
 HALF = (torch.float16, torch.bfloat16)
 PLAIN = ("full", "time_block_causal")  # modes whose queries see whole frames: no mask is needed
-
 SHORT = 256  # keys
 
 Backend = Callable[[Tensor, Tensor, Tensor, Layout, float], Tensor]
