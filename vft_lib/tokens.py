@@ -131,8 +131,9 @@ class Tokens:
         rows = len(self.rows)
         if limit < rows:
             raise VftError(
-                f"one id for each of {rows} latent frames is {rows} ids, {2 * rows} bytes; "
-                f"{limit} are allowed: raise the limit, or cut the clip in time"
+                f"one token for each of {rows} latent frames is {rows} tokens, {2 * rows} bytes; "
+                + (f"{count} tokens" if count is not None else f"{id_bytes} bytes")
+                + " are allowed: raise the limit, or cut the clip in time"
             )
         return min(limit, self.count)
 

@@ -1,6 +1,6 @@
 """The ComfyUI node pack: nodes translate, `vft_lib` does the work.
 
-`loaders.py` models · `tokenizing.py` encode, decode · `generate.py` the prior ·
+`loaders.py`, `download.py` models · `tokenizing.py` encode, decode · `generate.py` the prior ·
 `files.py` token files, truncate, cut and join · `show.py` sweep and info. `host.py` alone talks to
 ComfyUI.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import host
+from .download import DownloadModel
 from .files import JoinTokens, LoadTokens, SaveTokens, SliceTokens, TruncatePrefix
 from .generate import ClassToTokens, RefineTokens, TextToTokens
-from .loaders import DownloadModel, LoadPrior, LoadTokenizer
+from .loaders import LoadPrior, LoadTokenizer
 from .show import BudgetSweep, ExampleClip, TokensInfo
 from .tokenizing import Encode, FlowDecode
 

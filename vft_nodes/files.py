@@ -53,8 +53,8 @@ class SaveTokens(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "VFTSaveTokens", "VFT Save Tokens",
-            description="Writes a .vft file to share: the tokens, a few hundred bytes, and the "
-            "workflow with them, as in images. Drop it on the canvas to load it.",
+            description="Writes a .vft file to share: a few hundred bytes of tokens, plus the "
+            "workflow (some 10 kB), as in images. Drop it on the canvas to load it.",
             search_aliases=["videoflextok save", "export tokens"],
             is_output_node=True,
             inputs=[
@@ -86,8 +86,8 @@ class LoadTokens(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             "VFTLoadTokens", "VFT Load Tokens",
-            description="Reads a .vft file. It says itself which tokenizer made it: Flow Decode "
-            "refuses any other by name.",
+            description="Reads a .vft file. The file names the tokenizer that made it; Flow Decode "
+            "refuses any other.",
             search_aliases=["videoflextok load", "import tokens", ".vft"],
             inputs=[
                 io.Combo.Input(
@@ -101,17 +101,19 @@ class LoadTokens(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None) -> bool | str:
         # Naming `file` here switches ComfyUI's own list check off: an upload is not in the list.
+        # None: a link will bring the name.
         try:
-            token_file(file)
+            if file is not None:
+                token_file(file)
         except VftError as e:
             return str(e)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> str:
-        return stamp_tokens(token_file(file))
+    def fingerprint_inputs(cls, file: str | None) -> str:
+        return "" if file is None else stamp_tokens(token_file(file))
 
     @classmethod
     @checked
@@ -130,7 +132,8 @@ class TruncatePrefix(io.ComfyNode):
         return schema(
             "VFTTruncate", "VFT Truncate Prefix",
             description="Keeps the first tokens of every latent frame: the coarse part of the "
-            "clip. Instant; nothing is encoded again.",
+            "clip. Nothing is encoded again; instant, unless a prior judges ('information', "
+            "'adaptive').",
             search_aliases=[
                 "token budget", "fewer tokens", "adaptive budget", "videoflextok truncate",
             ],
@@ -147,7 +150,8 @@ class TruncatePrefix(io.ComfyNode):
                 ),
                 advanced(io.Float.Input(
                     "keep_bits", default=0.9, min=0.01, max=1.0, step=0.01,
-                    tooltip="With 'information': the share of the clip's bits to keep.",
+                    tooltip="With 'information': the share of the clip's bits to keep. Tokens "
+                    "beyond those that the prior knows (16 for the default) count like the last.",
                 )),
                 PriorType.Input("prior", optional=True,
                                 tooltip="For 'information' and 'adaptive'."),
@@ -162,6 +166,7 @@ class TruncatePrefix(io.ComfyNode):
                 io.Int.Output(display_name="budget",
                               tooltip="How many per latent frame, at most."),
             ],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -170,6 +175,7 @@ class TruncatePrefix(io.ComfyNode):
         cls, tokens: Tokens, by: str, budget: int, keep_bits: float,
         prior: LoadedPrior | None = None, adaptive: bool = False,
     ) -> io.NodeOutput:  # fmt: skip
+        work = host.Work(cls.hidden)
         if adaptive:
             if prior is None:
                 raise VftError("'adaptive' needs a prior: connect Load VFT Prior")
@@ -181,12 +187,13 @@ class TruncatePrefix(io.ComfyNode):
             if not size:
                 tokens.truncate(budget)  # a mean beyond what there is, is refused in its words
                 size = {"count": budget * len(tokens.rows)}
-            kept = truncate_adaptive(prior.ready(), tokens, **size)
+            kept = truncate_adaptive(prior.ready(), tokens, **size, progress=work)
             return io.NodeOutput(kept, kept.budget, ui=shown(kept))
         if by == "information":
             if prior is None:
                 raise VftError("'information' needs a prior: connect Load VFT Prior")
-            budget = bits_budget(prior.ready().surprise(tokens)[0], keep_bits)
+            bits = prior.ready().surprise(tokens, progress=work)
+            budget = bits_budget(bits[0], keep_bits)
         elif by == "tokens in all":
             budget = tokens.budget_within(count=budget)
         elif by == "bytes":

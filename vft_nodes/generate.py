@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..vft_lib import Tokens, VftError
+from ..vft_lib import Prior, Tokens, VftError
 from ..vft_lib.video.frames import to_frames
 from ..vft_lib.world.world import MOTIONS
 from . import host
@@ -18,7 +19,7 @@ from .types import PriorType, TokensType, advanced, checked, schema, seed_input
 PREVIEW_STEPS = 4  # of the decoder
 
 
-def _sampling_inputs() -> list[io.Input]:
+def _sampling_inputs(what: str = "words are") -> list[io.Input]:
     return [
         seed_input(),
         io.Float.Input(
@@ -27,8 +28,8 @@ def _sampling_inputs() -> list[io.Input]:
             min=0.0,
             max=30.0,
             step=0.1,
-            tooltip="How strongly the words are followed; 1: no guidance. 0 (auto): what suits "
-            "the budget.",
+            tooltip=f"How strongly the {what} followed; 1: no guidance. 0 (auto): what suits the "
+            "budget.",
         ),
         advanced(
             io.Float.Input(
@@ -79,13 +80,13 @@ def _words(prior: LoadedPrior, prompt: str, clip: Any, conditioning: Any) -> dic
     """What the prior's `generate` and `refine` take for a prompt: its own text encoder's caption,
     or text states from elsewhere."""
     c = prior.model.config
+    if prior.model.text is not None and (clip is not None or conditioning is not None):
+        raise VftError(
+            f"prior {c.name!r} reads the prompt itself: disconnect clip and conditioning"
+        )
     if conditioning is None and clip is not None and prompt.strip():  # else no caption at all
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
     if conditioning is not None:
-        if prior.model.text is not None:
-            raise VftError(
-                f"prior {c.name!r} reads the prompt itself: disconnect clip and conditioning"
-            )
         if len(conditioning) != 1:
             raise VftError(
                 f"got a conditioning of {len(conditioning)} parts; connect the text encoder "
@@ -95,7 +96,10 @@ def _words(prior: LoadedPrior, prompt: str, clip: Any, conditioning: Any) -> dic
         if not isinstance(states, Tensor) or not states.is_floating_point():
             raise VftError("got a conditioning without text states: connect a text encoder")
         if not states.isfinite().all():
-            raise VftError("the text states hold NaN or infinity: load the text encoder in float32")
+            raise VftError(
+                "the text states hold NaN or infinity: start ComfyUI with --fp32-text-enc, or use "
+                "another umT5 file"
+            )
         if states.ndim != 3 or states.shape[-1] != c.ctx_dim:
             raise VftError(
                 f"this conditioning is {list(states.shape)}, prior {c.name!r} takes [1,n,"
@@ -110,6 +114,21 @@ def _words(prior: LoadedPrior, prompt: str, clip: Any, conditioning: Any) -> dic
             "type wan)"
         )
     return {"caption": prompt}
+
+
+def _written(
+    prior: LoadedPrior, work: host.Work, preview: bool, write: Callable[..., Tokens]
+) -> io.NodeOutput:
+    """What a node gives back, of tokens that `write(model, progress=, partial=)` makes; a second
+    try, without previews, where memory runs out."""
+
+    def attempt(low_memory: bool) -> Tokens:
+        show = _partial(prior, work) if preview and not low_memory else None
+        return write(prior.ready(2), progress=work, partial=show)
+
+    advice = "choose bfloat16 or the CPU in Load VFT Prior, or a smaller prior"
+    tokens = host.with_retry(work, attempt, advice)
+    return io.NodeOutput(tokens, ui=shown(tokens, prior.told(summary(tokens))))
 
 
 def _partial(prior: LoadedPrior, work: host.Work) -> Any:
@@ -133,6 +152,22 @@ def _partial(prior: LoadedPrior, work: host.Work) -> Any:
     return show
 
 
+def _preview_input() -> io.Input:
+    """Behind all others: widgets of saved workflows keep their places."""
+    return advanced(io.Boolean.Input(
+        "preview", default=True, optional=True,
+        tooltip="With a tokenizer connected to Load VFT Prior: decode the first chunk each time "
+        "the tokens have doubled, and show a frame of it.",
+    ))  # fmt: skip
+
+
+def _frames_input(**more: Any) -> io.Input:
+    return advanced(io.Int.Input(
+        "frames", default=0, min=0, max=100_000,
+        tooltip="Length in frames; 0 (auto): the longest that the prior writes.", **more,
+    ))  # fmt: skip
+
+
 def _text_inputs(prompt: str) -> list[io.Input]:
     return [
         io.String.Input(
@@ -140,8 +175,9 @@ def _text_inputs(prompt: str) -> list[io.Input]:
             multiline=True,
             default=prompt,
             dynamic_prompts=True,
-            tooltip="What the clip shows. The default prior knows shapes, colours, motions, "
-            "backgrounds and camera moves; empty: anything.",
+            tooltip="What the clip shows. The default prior follows colours and, about half of the "
+            "time, motions; shapes hardly. Clips of 17 frames follow words better than long ones. "
+            "Empty: anything.",
         ),
     ]
 
@@ -175,11 +211,9 @@ class TextToTokens(io.ComfyNode):
                 *_text_inputs("a red ball bounces to the right"),
                 _budget_input("Tokens per latent frame to write."),
                 *_sampling_inputs(),
-                advanced(io.Int.Input(
-                    "frames", default=0, min=0, max=100_000,
-                    tooltip="Length in frames; 0 (auto): the longest that the prior writes.",
-                )),
+                _frames_input(),
                 *_encoder_inputs(),
+                _preview_input(),
             ],
             outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="For Flow Decode.")],
@@ -191,15 +225,15 @@ class TextToTokens(io.ComfyNode):
     def execute(
         cls, prior: LoadedPrior, prompt: str, budget: int, seed: int, guidance: float,
         temperature: float, top_k: int, top_p: float, frames: int, clip: Any = None,
-        conditioning: Any = None,
+        conditioning: Any = None, preview: bool = True,
     ) -> io.NodeOutput:  # fmt: skip
-        work = host.Work(cls.hidden)
         words = _words(prior, prompt, clip, conditioning)
-        tokens = prior.ready(2).generate(
-            budget=budget, frames=frames or None, progress=work, partial=_partial(prior, work),
-            **words, **_sampling(seed, guidance, temperature, top_k, top_p),
-        )  # fmt: skip
-        return io.NodeOutput(tokens, ui=shown(tokens, prior.told(summary(tokens))))
+        chosen = _sampling(seed, guidance, temperature, top_k, top_p)
+
+        def write(model: Prior, **shown: Any) -> Tokens:
+            return model.generate(budget=budget, frames=frames or None, **words, **chosen, **shown)
+
+        return _written(prior, host.Work(cls.hidden), preview, write)
 
 
 class ClassToTokens(io.ComfyNode):
@@ -217,12 +251,14 @@ class ClassToTokens(io.ComfyNode):
                     tooltip="The classes of the default prior.",
                 ),
                 _budget_input("Tokens per latent frame to write."),
-                *_sampling_inputs(),
+                *_sampling_inputs("class is"),
                 advanced(io.String.Input(
                     "other_class", default="",
                     tooltip="For other priors: the name or number of a class, in place of the "
                     "list. A wrong one is answered with some that exist.",
                 )),
+                _frames_input(optional=True),
+                _preview_input(),
             ],
             outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="For Flow Decode.")],
@@ -234,16 +270,25 @@ class ClassToTokens(io.ComfyNode):
     def execute(
         cls, prior: LoadedPrior, class_name: str, budget: int, seed: int, guidance: float,
         temperature: float, top_k: int, top_p: float, other_class: str,
+        frames: int = 0, preview: bool = True,
     ) -> io.NodeOutput:  # fmt: skip
-        work, classes = host.Work(cls.hidden), prior.model.config.classes
-        name = other_class.strip() or class_name
-        if name.isdecimal() and name not in classes and len(name) < 9 and int(name) < len(classes):
-            name = classes[int(name)]
-        tokens = prior.ready(2).generate(
-            class_name=name, budget=budget, progress=work, partial=_partial(prior, work),
-            **_sampling(seed, guidance, temperature, top_k, top_p),
-        )  # fmt: skip
-        return io.NodeOutput(tokens, ui=shown(tokens, prior.told(summary(tokens))))
+        name = _class_of(prior, other_class.strip() or class_name)
+        chosen = _sampling(seed, guidance, temperature, top_k, top_p)
+
+        def write(model: Prior, **shown: Any) -> Tokens:
+            return model.generate(
+                class_name=name, budget=budget, frames=frames or None, **chosen, **shown
+            )
+
+        return _written(prior, host.Work(cls.hidden), preview, write)
+
+
+def _class_of(prior: LoadedPrior, name: str) -> str:
+    """The class that `name` means, which may be its number."""
+    classes = prior.model.config.classes
+    if name.isdecimal() and name not in classes and len(name) < 9 and int(name) < len(classes):
+        return classes[int(name)]
+    return name
 
 
 class RefineTokens(io.ComfyNode):
@@ -261,6 +306,12 @@ class RefineTokens(io.ComfyNode):
                 _budget_input("Tokens per latent frame to reach."),
                 *_sampling_inputs(),
                 *_encoder_inputs(),
+                advanced(io.String.Input(
+                    "class_name", default="", optional=True,
+                    tooltip="For priors that take classes: the name or number of one, in place of "
+                    "the prompt.",
+                )),
+                _preview_input(),
             ],
             outputs=[TokensType.Output(display_name="tokens",
                                        tooltip="For Flow Decode.")],
@@ -272,12 +323,14 @@ class RefineTokens(io.ComfyNode):
     def execute(
         cls, prior: LoadedPrior, tokens: Tokens, prompt: str, budget: int, seed: int,
         guidance: float, temperature: float, top_k: int, top_p: float, clip: Any = None,
-        conditioning: Any = None,
+        conditioning: Any = None, class_name: str = "", preview: bool = True,
     ) -> io.NodeOutput:  # fmt: skip
-        work = host.Work(cls.hidden)
         words = _words(prior, prompt, clip, conditioning)
-        refined = prior.ready(2).refine(
-            tokens, budget, progress=work, partial=_partial(prior, work), **words,
-            **_sampling(seed, guidance, temperature, top_k, top_p),
-        )  # fmt: skip
-        return io.NodeOutput(refined, ui=shown(refined, prior.told(summary(refined))))
+        if class_name.strip():
+            words["class_name"] = _class_of(prior, class_name.strip())
+        chosen = _sampling(seed, guidance, temperature, top_k, top_p)
+
+        def write(model: Prior, **shown: Any) -> Tokens:
+            return model.refine(tokens, budget, **words, **chosen, **shown)
+
+        return _written(prior, host.Work(cls.hidden), preview, write)

@@ -241,14 +241,14 @@ def with_retry(work: Work, attempt: Callable[[bool], T], advice: str) -> T:
         return attempt(False)
     except oom:
         pass  # the traceback, and the tensors it holds, end here
-    work.say("Out of memory: trying again with less at once")
+    work.say("Out of memory: freeing all models and trying again")
     gc.collect()
     mm.unload_all_models()
     mm.soft_empty_cache()
     try:
         return attempt(True)
     except oom:
-        raise VftError(f"out of memory, even with less at once: {advice}") from None
+        raise VftError(f"out of memory, even with all models freed: {advice}") from None
 
 
 # ------------------------------------------------------------------ while a node runs

@@ -1,14 +1,12 @@
-"""Models: load a tokenizer, load a prior, download a published one."""
+"""Models: load a tokenizer, load a prior."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from comfy_api.latest import io
 
 from ..vft_lib import Prior, Tokenizer, VftError, load_prior, load_tokenizer
@@ -17,7 +15,6 @@ from ..vft_lib.config.prior import PriorConfig
 from ..vft_lib.config.sampling import Quality
 from ..vft_lib.config.tokenizer import TokenizerConfig
 from ..vft_lib.files.tensor_files import Source
-from ..vft_lib.models.catalog import catalog
 from ..vft_lib.models.loading import EMBEDDED, kind_of, resolve
 from ..vft_lib.tokenizer.velocity import modulation_memory
 from . import host
@@ -110,6 +107,17 @@ def _read(path: str, *changes: int) -> tuple[str, dict[str, Any]]:
         return kind, {}
 
 
+def _changes(path: Path) -> tuple[int, int, int]:
+    """What differs once a file has been written again. OSError if it is not there."""
+    facts = path.stat()
+    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size
+
+
+def holds_model(path: Path) -> bool:
+    """Whether a file that is there can be loaded, as far as its header tells."""
+    return bool(_read(str(path), *_changes(path))[0])
+
+
 def models_of(kind: str) -> dict[str, dict[str, Any]]:
     """The embedded models and the files of this kind in the model folders; what `_read` tells of
     each."""
@@ -117,11 +125,9 @@ def models_of(kind: str) -> dict[str, dict[str, Any]]:
     for name in (*EMBEDDED[kind], *host.model_files()):
         try:
             path = file_of(name, kind)
-            facts = path.stat()
+            found, told = _read(str(path), *_changes(path))
         except (VftError, OSError):
             continue
-        changes = facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size
-        found, told = _read(str(path), *changes)
         if found in (kind, ""):
             models[name] = told  # a damaged file is listed: choosing it says what is wrong
     return models
@@ -143,14 +149,21 @@ def file_of(name: str, kind: str) -> Path:
     return resolve(name, kind) if embedded else host.model_path(name)
 
 
-def found(name: str, kind: str) -> bool | str:
+def found(name: str | None, kind: str) -> bool | str:
     """What a loader's `validate_inputs` answers: True, or why `name` cannot be loaded. In place of
-    ComfyUI's own look at the list, which knows one spelling of `folder/file` only."""
+    ComfyUI's own look at the list, which knows one spelling of `folder/file` only. None: a link
+    will bring the name."""
     try:
-        file_of(name, kind)
+        if name is not None:
+            file_of(name, kind)
     except VftError as e:
         return str(e)
     return True
+
+
+def stamp(name: str | None, kind: str) -> str:
+    """What a loader's `fingerprint_inputs` answers. None: a link brings the name."""
+    return "" if name is None else stamp_model(file_of(name, kind))
 
 
 def _about(path: Path, model: Tokenizer | Prior) -> str:
@@ -167,7 +180,7 @@ def _device_inputs() -> list[io.Input]:
         advanced(io.Combo.Input(
             "dtype", options=DTYPES, default="auto",
             tooltip="Number format of the weights. auto: bfloat16 where the card is fast at it, "
-            "else float16, on the CPU float32.",
+            "else float16; float32 on the CPU.",
         )),
         advanced(io.Combo.Input(
             "device", options=DEVICES, default="auto",
@@ -198,12 +211,12 @@ class LoadTokenizer(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, tokenizer: str) -> bool | str:
+    def validate_inputs(cls, tokenizer: str | None) -> bool | str:
         return found(tokenizer, "tokenizer")
 
     @classmethod
-    def fingerprint_inputs(cls, tokenizer: str, **_: Any) -> str:
-        return stamp_model(file_of(tokenizer, "tokenizer"))
+    def fingerprint_inputs(cls, tokenizer: str | None, **_: Any) -> str:
+        return stamp(tokenizer, "tokenizer")
 
     @classmethod
     @checked
@@ -252,12 +265,12 @@ class LoadPrior(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, prior: str) -> bool | str:
+    def validate_inputs(cls, prior: str | None) -> bool | str:
         return found(prior, "prior")
 
     @classmethod
-    def fingerprint_inputs(cls, prior: str, **_: Any) -> str:
-        return stamp_model(file_of(prior, "prior"))
+    def fingerprint_inputs(cls, prior: str | None, **_: Any) -> str:
+        return stamp(prior, "prior")
 
     @classmethod
     @checked
@@ -279,62 +292,3 @@ class LoadPrior(io.ComfyNode):
         )
         loaded = LoadedPrior(model, host.patcher(model, compute, rest), tokenizer)
         return io.NodeOutput(loaded, text, ui={"text": (text,)})
-
-
-class DownloadModel(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            "VFTDownloadModel", "Download VFT Model",
-            description="Fetches a published model into models/videoflextok (DINOv2: clip_vision), "
-            "verifies and converts it. Nothing else in this pack ever opens a connection. "
-            "Afterwards press R, and it is in the loaders' lists.",
-            search_aliases=["videoflextok download"],
-            is_output_node=True,
-            inputs=[
-                io.Combo.Input(
-                    "model", options=list(catalog()),
-                    tooltip="The published models; sizes and licences are shown before anything "
-                    "is fetched.",
-                ),
-                io.Boolean.Input(
-                    "accept_licence", default=False,
-                    tooltip="Off: only show the licence and the size. On: you accept the licence; "
-                    "download.",
-                ),
-                advanced(io.Combo.Input(
-                    "dtype", options=["bfloat16", "float16", "as published"], default="bfloat16",
-                    tooltip="Number format of the file that is written; half the size in 16 bits.",
-                )),
-            ],
-            outputs=[io.String.Output(display_name="file",
-                                      tooltip="The file's name, as the loaders list it.")],
-            hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
-
-    @classmethod
-    def fingerprint_inputs(cls, model: str, **_: Any) -> str:
-        path = host.download_folder(catalog()[model].kind) / catalog()[model].file_name
-        return stamp_model(path) if path.exists() else "missing"
-
-    @classmethod
-    @checked
-    def execute(cls, model: str, accept_licence: bool, dtype: str) -> io.NodeOutput:
-        from ..vft_lib.models.hub import download
-
-        work, entry = host.Work(cls.hidden), catalog()[model]
-        path = host.download_folder(entry.kind) / entry.file_name
-        text = f"{model}: {entry.about}\n{entry.facts}"
-        if not path.exists() and not accept_licence:
-            text += f"\nfrom {entry.hub_id}\nSet accept_licence to fetch it into {path.parent}"
-            return io.NodeOutput(entry.file_name, ui={"text": (text,)})
-        if not path.exists():
-            cast = None if dtype == "as published" else getattr(torch, dtype)
-
-            def progress(label: str) -> host.Work:
-                work.say(f"{label}\n{entry.facts}")
-                return work
-
-            path = download(model, path.parent, cast, progress=progress, note=work.say)
-        text += f"\n{os.path.basename(path)} is in {path.parent}"
-        return io.NodeOutput(path.name, ui={"text": (text,)})

@@ -64,8 +64,9 @@ def resource_inputs() -> list[io.Input]:
 def compile_input(what: str) -> io.Input:
     return advanced(io.Combo.Input(
         "compile", options=COMPILE, default="off", optional=True,
-        tooltip=f"{what} through torch.compile: the first run takes a minute longer, later ones "
-        "less. Its weights are then kept on the device whole.",
+        tooltip=f"{what} through torch.compile: the first run takes a minute longer, and so does "
+        "the first at each new budget; later ones are faster. Its weights are then kept on the "
+        "device whole.",
     ))  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class BudgetSweep(io.ComfyNode):
                 TokenizerType.Input("tokenizer", tooltip="The one that made the tokens."),
                 TokensType.Input("tokens", tooltip="All tokens of the clip."),
                 io.String.Input("budgets", default="1 2 4 8 16",
-                                tooltip="Tokens per latent frame, apart by spaces."),
+                                tooltip="Tokens per latent frame, separated by spaces."),
                 *decoding_inputs(),
                 io.Image.Input(
                     "original", optional=True,
@@ -74,7 +74,9 @@ class BudgetSweep(io.ComfyNode):
         except ValueError:
             ks = []
         if not ks:
-            raise VftError(f"budgets {budgets[:60]!r}: give numbers apart by spaces, as in 1 4 16")
+            raise VftError(
+                f"budgets {budgets[:60]!r}: give numbers separated by spaces, as in 1 4 16"
+            )
         work = host.Work(cls.hidden)
         frames = None if original is None else image_frames(original, work.warn)
         if original is not None and len(original) != tokens.frames:

@@ -79,8 +79,9 @@ class Encode(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "fps", default=0.0, min=0.0, max=240.0, step=0.01,
-                    tooltip="Video: how many frames of each second are taken. Images: how fast "
-                    "they play. 0 (auto): the tokenizer's own rate (8 for the default).",
+                    tooltip="Video: how many frames of each second are taken. Images: the rate at "
+                    "which they play; every one is encoded, so 24 fps frames at 8 play three times "
+                    "slower. 0 (auto): the tokenizer's own rate (8 for the default).",
                 ),
                 io.Combo.Input(
                     "fit", options=list(FITS), default="crop",
@@ -154,7 +155,7 @@ def decoding_inputs() -> list[io.Input]:
             default=0,
             min=0,
             max=1000,
-            tooltip="Sampling steps; 0 (auto): what the tokenizer was measured best at.",
+            tooltip="Sampling steps. 0 (auto): as 'quality' sets them.",
         ),
         io.Float.Input(
             "guidance",
@@ -163,7 +164,7 @@ def decoding_inputs() -> list[io.Input]:
             max=30.0,
             step=0.1,
             tooltip="How strongly the tokens are followed; 1: no guidance, half the work. 0 "
-            "(auto): what the tokenizer was measured best at.",
+            "(auto): as 'quality' sets it.",
         ),
         seed_input(),
     ]
@@ -173,9 +174,9 @@ def quality_input() -> io.Input:
     """Behind all others: widgets of saved workflows keep their places."""
     return io.Combo.Input(
         "quality", options=list(get_args(Quality)), default="normal", optional=True,
-        tooltip="What steps and guidance of 0 come to. draft: a sketch, in four passes or fewer, "
-        "through the preview decoder if the tokenizer has one; best: what was measured best, "
-        "whatever it takes.",
+        tooltip="Sets steps and guidance where they are 0 (auto). draft: a sketch, in four passes "
+        "or fewer, through the preview decoder if the tokenizer has one; best: what was measured "
+        "best, whatever it takes.",
     )  # fmt: skip
 
 
@@ -213,7 +214,10 @@ def decoded(
             kept.add(frame)
         return kept.image()
 
-    advice = "choose bfloat16 in Load VFT Tokenizer, guidance 1, or a smaller tokenizer"
+    advice = (
+        "choose bfloat16 or weights in eight bits in Load VFT Tokenizer, guidance 1, or a smaller "
+        "tokenizer"
+    )
     return host.with_retry(work, attempt, advice)
 
 
@@ -241,12 +245,12 @@ class FlowDecode(io.ComfyNode):
                 )),
                 advanced(io.Boolean.Input(
                     "preview", default=True,
-                    tooltip="Show where the sampler is heading, five times a chunk.",
+                    tooltip="Show where the sampler is heading, a few times a chunk.",
                 )),
                 io.Image.Input(
                     "earlier", optional=True,
-                    tooltip="What these tokens were decoded to before, all frames: only the "
-                    "stretch below is made anew, the rest stays as it is.",
+                    tooltip="All frames of an earlier decode of these tokens: only the stretch "
+                    "below is decoded again, the rest stays as it is.",
                 ),
                 advanced(io.Float.Input(
                     "redo_from", default=0.0, min=0.0, max=86400.0, step=0.125, optional=True,

@@ -45,8 +45,20 @@ def test_the_count_asked_for_is_met(prior: Prior, tokens: Tokens) -> None:
         kept = truncate_adaptive(prior, tokens, id_bytes=size)
         assert kept.id_bytes == min(size - size % 2, tokens.id_bytes)
     assert truncate_adaptive(prior, tokens, count=10**6).budgets is None
-    with pytest.raises(VftError, match="17 latent frames is 17 ids, 34 bytes"):
+    with pytest.raises(VftError, match="17 latent frames is 17 tokens, 34 bytes"):
         truncate_adaptive(prior, tokens, id_bytes=33)
+
+
+def test_it_tells_how_far_it_is_and_can_be_cancelled(prior: Prior, tokens: Tokens) -> None:
+    seen: list[tuple[int, int]] = []
+    truncate_adaptive(prior, tokens, count=40, progress=lambda *at: seen.append(at))
+    assert seen == [(i, 4) for i in range(1, 5)]  # 4 chunks
+
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        truncate_adaptive(prior, tokens, count=40, progress=stop)
 
 
 def test_the_share_of_bits_is_kept_by_as_few_as_can_be(prior: Prior, tokens: Tokens) -> None:

@@ -98,7 +98,7 @@ def test_the_budget_within_a_number_of_ids_or_bytes(tiny_tokenizer: Tokenizer) -
     tokens = tiny_tokenizer.encode(clips(1, 17))  # 5 latent frames, up to 8 ids each
     assert [tokens.budget_within(count=n) for n in (5, 9, 10, 39, 40, 10**6)] == [1, 1, 2, 7, 8, 8]
     assert [tokens.budget_within(id_bytes=n) for n in (10, 19, 20, 80)] == [1, 1, 2, 8]
-    with pytest.raises(VftError, match="5 latent frames is 5 ids, 10 bytes"):
+    with pytest.raises(VftError, match="5 latent frames is 5 tokens, 10 bytes"):
         tokens.budget_within(count=4)
     with pytest.raises(VftError, match="one of them"):
         tokens.budget_within()

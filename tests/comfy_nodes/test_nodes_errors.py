@@ -140,7 +140,7 @@ def test_damage_of_a_video_stays_on_the_node(made: Made, tmp_path: Path) -> None
     ("words", "told"),
     [
         ({"budget": 129}, "budget 129 is out of range"),
-        ({"by": "tokens in all", "budget": 4}, "4 are allowed"),
+        ({"by": "tokens in all", "budget": 4}, "4 tokens are allowed"),
         ({"by": "bytes", "budget": 9}, "10 bytes"),
         ({"by": "information"}, "connect Load VFT Prior"),
         ({"adaptive": True}, "'adaptive' needs a prior: connect Load VFT Prior"),

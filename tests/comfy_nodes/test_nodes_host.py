@@ -14,6 +14,7 @@ from comfy_world import Made
 from conftest import save_tiny
 from prior.test_prior import OURS
 from prior.test_prior import made as made_prior
+from safetensors.torch import save_file
 
 from vft_lib.checkpoints.checkpoint import save_prior
 
@@ -77,6 +78,43 @@ def test_changed_models_are_loaded_again(made: Made) -> None:
     assert stamp() == before
     os.utime(path, ns=(1, 1))
     assert stamp() != before
+
+
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [
+        ("VFTLoadTokenizer", "tokenizer"), ("VFTLoadPrior", "prior"), ("VFTLoadTokens", "file"),
+        ("VFTDownloadModel", "model"),
+    ],
+)  # fmt: skip
+def test_a_name_may_come_over_a_link(made: Made, node: str, name: str) -> None:
+    """ComfyUI shows None for it before the run."""
+    found = made.host.nodes[node]
+    assert found.fingerprint_inputs(**{name: None}) == ""
+    if name != "model":  # its list is ComfyUI's to check
+        assert found.validate_inputs(**{name: None}) is True
+
+
+def test_a_published_file_without_its_config_says_what_to_do(made: Made) -> None:
+    path = made.host.models / "k600-videoflextok.safetensors"
+    save_file({"decoder.weight": torch.zeros(2)}, path)
+    try:
+        with pytest.raises(made.host.error, match="delete it and run again"):
+            made.host.run("VFTDownloadModel", model="k600-videoflextok", accept_licence=True)
+    finally:
+        path.unlink()
+
+
+def test_a_failed_download_tells_what_to_run_here(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise made.host.error("no connection; run `vft convert FOLDER x.safetensors`")
+
+    monkeypatch.setattr(made.host.module("vft_lib.models.hub"), "download", fails)
+    with pytest.raises(made.host.error, match="python -m vft_lib convert") as e:
+        made.host.run("VFTDownloadModel", model="k600-videoflextok", accept_licence=True)
+    assert "run this node again" in str(e.value)
 
 
 def test_a_model_that_arrives_runs_download_again(made: Made) -> None:
@@ -227,12 +265,25 @@ def test_out_of_memory_twice_says_what_to_turn_down(
             decoded(small)
         assert hungry.calls == 3  # the library tries twice, and once more alone on the device
     assert "\n" not in str(e.value)
-    assert "even with less at once" in str(e.value)
+    assert "even with all models freed" in str(e.value)
     with monkeypatch.context() as patch:
         Hungry(small.tokenizer.model.encoder, patch, 4)
         with pytest.raises(small.host.error, match="the CPU in Load VFT Tokenizer"):
             small.host.run("VFTEncode", tokenizer=small.tokenizer, images=small.clip[0])
     assert len(decoded(small)) == 17  # and it goes on
+
+
+def test_a_preview_without_memory_does_not_end_the_run(
+    small: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = {"prior": small.prior, "prompt": "a red ball", "budget": 2, "frames": 17}
+    expected = small.host.results("VFTTextToTokens", **words, preview=False)
+    hungry = Hungry(small.tokenizer.model.decoder, monkeypatch, 9)
+    with small.previews() as shown:
+        tokens = small.host.results("VFTTextToTokens", **words)
+    assert hungry.calls
+    assert not shown
+    assert torch.equal(tokens.ids, expected.ids)
 
 
 def test_other_errors_are_not_tried_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

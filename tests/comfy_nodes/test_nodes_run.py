@@ -324,6 +324,18 @@ def test_a_temperature_below_zero_is_the_priors_own(made: Made, quiet: Any) -> N
         assert not torch.equal(ids["auto"], ids["1"])
 
 
+def test_a_class_of_any_length_and_to_refine_by(made: Made, quiet: Any) -> None:
+    run = {"prior": quiet, "class_name": "spin", "budget": 1, "temperature": 0.0}
+    short = made.host.results("VFTClassToTokens", **run, frames=17)
+    assert short.frames == 17
+    more = {"prior": quiet, "tokens": short, "budget": 2, "temperature": 0.0}
+    plain = made.host.results("VFTRefine", **more)
+    number = made.prior.model.config.classes.index("spin")
+    by_class = [made.host.results("VFTRefine", **more, class_name=c) for c in ("spin", str(number))]
+    assert torch.equal(by_class[0].ids, by_class[1].ids)
+    assert not torch.equal(by_class[0].ids, plain.ids)
+
+
 def test_every_class_of_the_list_is_one_of_the_default_prior(made: Made) -> None:
     schema = made.host.nodes["VFTClassToTokens"].GET_SCHEMA()
     options = next(i.options for i in schema.inputs if i.id == "class_name")
@@ -344,9 +356,10 @@ def test_a_prior_shows_previews_when_it_has_a_tokenizer(small: Made) -> None:
     assert len(shown) == 2  # at one token and at two
     assert all(max(picture.size) >= 256 for picture in shown)
     alone = dataclasses.replace(small.prior, tokenizer=None)
-    with small.previews() as shown:
-        small.host.results("VFTTextToTokens", prior=alone, **words)
-    assert not shown
+    for unseen in ({"prior": alone}, {"prior": small.prior, "preview": False}):
+        with small.previews() as shown:
+            small.host.results("VFTTextToTokens", **unseen, **words)
+        assert not shown
 
 
 def test_decode_shows_where_it_is_heading(small: Made) -> None:

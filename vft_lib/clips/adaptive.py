@@ -8,16 +8,17 @@ from torch import Tensor
 
 from ..errors import VftError
 from ..prior.prior import Prior, bits_budget
+from ..tokenizer.parts import Progress
 from ..tokens import Tokens
 
 
 def truncate_adaptive(
     prior: Prior, tokens: Tokens, *, count: int | None = None, id_bytes: int | None = None,
-    keep_bits: float | None = None,
+    keep_bits: float | None = None, progress: Progress | None = None,
 ) -> Tokens:  # fmt: skip
     """The first ids of every latent frame, as many as it is worth: in all exactly `count` a clip,
     or as many as fit `id_bytes`, or the fewest that keep the share `keep_bits` of the clip's bits.
-    Clips of a batch share their budgets.
+    Clips of a batch share their budgets. `progress` as in `Prior.surprise`.
 
     Raises VftError unless one of the three is given, for tokens that another prior reads, and for
     those that hold different budgets already: what is cut away is not known any more.
@@ -25,7 +26,7 @@ def truncate_adaptive(
     if (count is not None) + (id_bytes is not None) + (keep_bits is not None) != 1:
         raise VftError("give a number of ids, of bytes, or a share of bits to keep, one of them")
     limit = None if keep_bits is not None else tokens.within(count=count, id_bytes=id_bytes)
-    bits = prior.surprise(tokens).sum(0)
+    bits = prior.surprise(tokens, progress=progress).sum(0)
     return tokens.truncate(rows_for(bits, limit, 1.0 if keep_bits is None else keep_bits))
 
 

@@ -25,12 +25,14 @@ def slice_tokens(
     tokenizer.check_tokens(tokens)
     c = tokenizer.config
     chunks = tokenizer.chunk_count(tokens.frames)
-    count = chunks - first if count is None else count
-    if not 0 <= first < chunks or not 1 <= count <= chunks - first:
+    last = (chunks if count is None else first + count) - 1
+    if not 0 <= first < chunks or not first <= last < chunks:
+        asked = f"{first} on" if count is None else f"{first} to {last}"
         raise VftError(
-            f"chunks {first} to {first + count - 1} are asked for; these tokens hold chunks 0 "
-            f"to {chunks - 1}, {c.stride / tokens.fps:.3g} s each"
+            f"chunks {asked} are asked for; these tokens hold chunks 0 to {chunks - 1}, "
+            f"{c.stride / tokens.fps:.3g} s each"
         )
+    count = last - first + 1
     new = c.token_frames - c.overlap
     start = first * new
     kept = slice(start, start + c.token_frames + (count - 1) * new)

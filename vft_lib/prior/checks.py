@@ -15,8 +15,8 @@ def check_bound(c: PriorConfig) -> None:
     """VftError unless the tokenizer is known by its fingerprint."""
     if not c.tokenizer_fingerprint:
         raise VftError(
-            f"prior {c.name!r} knows its tokenizer by name only ({c.tokenizer!r}): load that "
-            "one and call prior.bind(tokenizer) first"
+            f"prior {c.name!r} knows its tokenizer by name only ({c.tokenizer!r}): in ComfyUI, "
+            "connect that tokenizer to Load VFT Prior; in Python, call prior.bind(tokenizer)"
         )
 
 
@@ -93,7 +93,11 @@ def count_clips(
     if captions is not None and states is not None:
         raise VftError("got a caption and text states; give one of them")
     if (captions is not None or states is not None) and not c.takes_text:
-        raise VftError(f"prior {c.name!r} takes a class, not text; --list-classes shows them")
+        raise VftError(
+            f"prior {c.name!r} takes a class, not text: give one of those that "
+            "`vft generate --list-classes` shows (in ComfyUI: Class-to-Token Prior, or class_name "
+            "of Refine Tokens)"
+        )
     if captions is not None and not encodes:
         raise VftError(
             f"prior {c.name!r} has no text encoder inside: give umT5 states (states=, mask=), "

@@ -148,10 +148,11 @@ class Prior(nn.Module):
     @torch.inference_mode()
     def surprise(
         self, tokens: Tokens, *, caption: str | Sequence[str] | None = None,
-        class_name: str | Sequence[str] | None = None,
+        class_name: str | Sequence[str] | None = None, progress: Progress | None = None,
     ) -> Tensor:  # fmt: skip
         """How unexpected each id is: -log2 p(id | ids before it) `[B,t,k]` float32, in bits. Chunks
         of a long clip know the latent frame before. Registers beyond the last count as that one.
+        `progress(done, total)` is called after every chunk, raise in it to cancel.
         Raises VftError for latent frames of different budgets: what is missing of one is among
         the ids before another's."""
         check_even(tokens)
@@ -162,13 +163,16 @@ class Prior(nn.Module):
         batch = self._count(captions, classes, None, len(tokens))
         words = self.condition(batch, captions, classes)
         rows = []
-        for w in windows(self.config, tokens):
+        parts = windows(self.config, tokens)
+        for i, w in enumerate(parts):
             condition = self.network.over(words, w.rows)
             flat = time_first(tokens.ids[:, w.start : w.start + w.rows]).to(self.device)
             x = self.network.inputs(flat[:, :-1], condition)
             hidden = self.network.trunk(x, condition)
             nats = self.network.head.nll(hidden.flatten(0, 1), flat.flatten())
             rows.append(to_grid(nats.view_as(flat) / math.log(2), w.rows)[:, w.known :].cpu())
+            if progress is not None:
+                progress(i + 1, len(parts))
         bits = torch.cat(rows, dim=1)
         return torch.cat([bits, bits[:, :, -1:].expand(-1, -1, beyond)], dim=2)
 
