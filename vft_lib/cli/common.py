@@ -48,6 +48,19 @@ def device_of(args: argparse.Namespace) -> torch.device | None:
     if not there:
         kind = device.type.upper()
         raise VftError(f"this machine has no {kind} device that torch can use; give --device cpu")
+    return current(device)
+
+
+def current(device: torch.device) -> torch.device:
+    """`device`, made torch's current one: CUDA graphs, events and pinned memory belong to that.
+    VftError if there are not so many."""
+    import torch
+
+    if device.type == "cuda" and device.index is not None:
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise VftError(f"there is no device {device}; this machine has {count} of them")
+        torch.cuda.set_device(device)
     return device
 
 
@@ -56,7 +69,7 @@ def run_device(args: argparse.Namespace) -> torch.device:
     import torch
 
     local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return device_of(args) or torch.device(local if torch.cuda.is_available() else "cpu")
+    return device_of(args) or current(torch.device(local if torch.cuda.is_available() else "cpu"))
 
 
 def run_dtype(args: argparse.Namespace) -> torch.dtype | None:

@@ -12,10 +12,10 @@ from .common import (
     add_dino_option,
     add_resource_options,
     answer,
-    device_of,
     load_tokenizer_for,
     note,
     number,
+    run_device,
     seed_number,
     shard_of,
 )
@@ -166,13 +166,6 @@ def _share(args: argparse.Namespace) -> Share:
     return Share(*shard_of(args.shard))
 
 
-def _device(args: argparse.Namespace) -> torch.device:
-    import torch
-
-    local = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    return device_of(args) or torch.device(local if torch.cuda.is_available() else "cpu")
-
-
 def _protocol(args: argparse.Namespace, **usual: Any) -> Protocol:
     """What was asked for; `usual`: in place of the preset's, where nothing was."""
     from ..scoring.protocol import protocol_named
@@ -217,7 +210,7 @@ def _compare(args: argparse.Namespace) -> None:
     real = open_source(args.real, protocol, note, args.ids, args.limit)
     fake = open_source(args.fake, protocol, note, args.ids, args.limit)
     captions = None if args.captions is None else read_captions(args.captions)
-    scorer = _scorer(args, protocol, _device(args))
+    scorer = _scorer(args, protocol, run_device(args))
     args.out.mkdir(parents=True, exist_ok=True)
     results = compare(
         real, fake, scorer, args.out, note, share=share, captions=captions,
@@ -231,7 +224,7 @@ def _reconstruct(args: argparse.Namespace) -> None:
     from ..scoring.reconstruct import reconstruct
     from ..scoring.sources import open_source
 
-    args.device = str(_device(args))
+    args.device = str(run_device(args))
     tokenizer = load_tokenizer_for(args)
     protocol = _protocol(args, **_own(tokenizer))
     source = open_source(args.clips, protocol, note, args.ids, args.limit)
@@ -250,7 +243,7 @@ def _generate(args: argparse.Namespace) -> None:
     from ..scoring.sources import WORLD, World, open_source, read_captions
     from .prior import load_prior_for
 
-    args.device = str(_device(args))
+    args.device = str(run_device(args))
     tokenizer = load_tokenizer_for(args)
     prior = load_prior_for(args).bind(tokenizer)
     protocol = _protocol(args, **_own(tokenizer))
@@ -281,7 +274,7 @@ def _study(args: argparse.Namespace) -> None:
     if args.scale not in SCALES:
         raise VftError(f"--scale {args.scale}: choose one of {', '.join(SCALES)}")
     study = Study(
-        SCALES[args.scale], args.out, _device(args), args.seeds, args.kinds or KINDS, args.clips,
+        SCALES[args.scale], args.out, run_device(args), args.seeds, args.kinds or KINDS, args.clips,
         args.judge_steps, not args.no_features, note,
     )  # fmt: skip
     share = _share(args)
@@ -299,7 +292,7 @@ def _order(args: argparse.Namespace) -> None:
     from ..tokenizer.sampling import Sampling
     from ..train.loop import autocast_dtype
 
-    tokenizer = load_tokenizer(args.tokenizer, device=_device(args))
+    tokenizer = load_tokenizer(args.tokenizer, device=run_device(args))
     source = open_source(args.clips, Protocol(**_own(tokenizer)), note, limit=args.limit)
     args.out.mkdir(parents=True, exist_ok=True)
     clips, steps = [source.read(clip) for clip in source.ids], args.steps

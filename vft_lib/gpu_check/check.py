@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -190,7 +191,10 @@ def run_gpu_check(
         left = [n for n in left if n not in _started(out)]
         if left == before:  # it cannot even begin: once more would be the same
             break
-    return report()
+    found = report()
+    for name in wanted:  # the report holds them
+        (out / f"part-{name}.json").unlink(missing_ok=True)
+    return found
 
 
 def _watch(
@@ -205,12 +209,14 @@ def _watch(
         limit = min([p["until"] for p in running], default=end) + GRACE
         if time.time() > min(limit, end + GRACE):
             process.kill()
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # a driver may hold it: go on without
+                process.wait(timeout=10)
+            break
     for p in _parts(out, names):
         if p["status"] == "running":
             why = (
                 "ended from outside: it took too long"
-                if process.returncode == -9
+                if process.returncode in (-9, None)
                 else (f"the process ended with status {process.returncode}")
             )
             p["errors"].append({"what": p.get("doing", ""), "error": why})
@@ -285,5 +291,7 @@ def markdown(report: dict[str, Any]) -> str:
 if __name__ == "__main__":
     folder, where, golden, deadline, *rest = sys.argv[1:]
     on = torch.device(where)
+    if on.index is not None:  # events, memory and captures are the current device's
+        torch.cuda.set_device(on)
     here = Place(on, Path(golden), tiny=on.type == "cpu")
     sys.exit(run_parts(rest, here, Path(folder), float(deadline)))

@@ -117,9 +117,11 @@ def _share(
     one = operations(lambda: latents_of(tok, place, batch, k, 1))
     tok.graphs.use = use
     many = 2 if place.tiny else 12
-    latents_of(tok, place, batch, k, 4)  # warm, and captured where that is on
-    long = timed(place, lambda: latents_of(tok, place, batch, k, many), repeat=2, warm=0)
-    brief = timed(place, lambda: latents_of(tok, place, batch, k, many // 2), repeat=2, warm=0)
+    # The first run of a schedule brings its modulation weights over; captured where that is on.
+    long, brief = (
+        timed(place, lambda n=n: latents_of(tok, place, batch, k, n), repeat=2)  # type: ignore[misc]
+        for n in (many, many // 2)
+    )
     tok.graphs.clear()
     step = (long - brief) / (many - many // 2)
     share = one / step / rate

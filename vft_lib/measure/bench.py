@@ -269,6 +269,8 @@ def _best(run: Callable[[], object], device: torch.device, repeat: int) -> float
     """Seconds."""
     times = []
     for _ in range(repeat):
+        if device.type == "cuda":  # what is queued already does not count
+            torch.cuda.synchronize(device)
         began = perf_counter()
         run()
         if device.type == "cuda":

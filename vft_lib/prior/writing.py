@@ -27,7 +27,9 @@ def write_ids(
     network = prior.network
     known = None if known is None else known.to(prior.device)
     graphs = prior.graphs.begin(network, prior.device, rows)
-    fixed = graphs is not None or prior.compiled is not None  # shapes never change
+    # Shapes never change: a captured or compiled step needs that, and on a GPU a library would
+    # plan its attention anew for every length of the cache.
+    fixed = graphs is not None or prior.compiled is not None or prior.device.type == "cuda"
     if fixed:
         condition = condition.additive(network.positions.dtype)
     cache = Cache(prior.config, rows, length, network.positions)

@@ -59,8 +59,11 @@ def in_parts(work: Work, count: int, at_once: int, tight: bool = False) -> Tenso
 
 def out_of_memory(e: BaseException) -> bool:
     """Whether it says that memory ran out: Python's, NumPy's, or torch's on any device, whose
-    allocator on the CPU has no exception of its own."""
-    words = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
+    allocator on the CPU has no exception of its own; nor have the libraries of a GPU."""
+    words = (
+        "out of memory", "allocate memory", "not enough memory", "bad_alloc", "ALLOC_FAILED",
+        "unable to find an engine",  # cuDNN, where no kernel's workspace fits
+    )  # fmt: skip
     return isinstance(e, MemoryError) or (
         isinstance(e, RuntimeError) and any(w in str(e) for w in words)
     )

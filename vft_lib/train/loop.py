@@ -274,7 +274,7 @@ def _busy(device: torch.device) -> dict[str, float]:
         return {}
     try:
         return {"busy": float(torch.cuda.utilization(device))}
-    except (ImportError, RuntimeError):  # pynvml is not installed, or may not ask
+    except Exception:  # pynvml is not installed, may not ask, or has an error of its own
         return {}
 
 

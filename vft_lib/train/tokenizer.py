@@ -177,7 +177,9 @@ class TokenizerTask(Task):
         null = torch.rand(b, generator=generator, device=device) < r.null_share
         prefix = (torch.rand(b, generator=generator, device=device) < r.prefix_share).long()
         if self.ids is not None:
-            codes = self.fsq.codes(self._swapped(self.ids[place].to(device), generator))
+            codes = self.fsq.codes(
+                self._swapped(self.ids[place.to(self.ids.device)].to(device), generator)
+            )
         else:
             read = self.encoder(clean.to(self.encoder.registers.dtype))
             if r.freeze_encoder:

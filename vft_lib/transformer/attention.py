@@ -46,6 +46,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, layout: Layout | Tensor, scale: floa
     name = layout.backend
     if name == "auto":
         name = preferred(layout.mask, q.device, q.shape[-1], q.dtype)
+        if name == "flex" and torch.is_grad_enabled() and q.requires_grad:
+            name = "sdpa"  # only its forward pass has been held against plain attention
     return BACKENDS[name](q, k, v, layout, scale)
 
 
