@@ -74,6 +74,16 @@ def test_frechet_of_clips_and_its_interval() -> None:
         frechet(other[:11])
 
 
+def test_frechet_with_little_memory_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [normal(9, 5, 7) + 0.3 * i for i in range(12)]
+    other = [c + 1 for c in clips]
+    expected = Frechet(clips).interval(other)
+    monkeypatch.setattr("vft_lib.evaluation.learned.KEPT", 0)
+    frechet = Frechet(clips)
+    assert frechet.interval(other) == expected
+    assert list(frechet.kept) == [0]
+
+
 def test_frechet_of_two_normal_sets_is_that_of_the_distributions() -> None:
     """Their closed form, from the parameters: |m|² + tr(A + B - 2 (A B)^½) of diagonal A and B."""
     g = torch.Generator().manual_seed(4)

@@ -181,6 +181,18 @@ def test_sets_without_common_names_are_compared_as_sets(
     assert "FVD of 10 clips is rough" in told.err
 
 
+def test_sets_of_other_sizes_are_no_table(
+    sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for limit in (8, 10):
+        words = ["--limit", limit, "--out", tmp_path / str(limit), *SIZE, *network(sets)]
+        assert run("compare", sets / "real", sets / "other", *words) == 0
+    files = [tmp_path / name / "results.json" for name in ("8", "10")]
+    assert run("table", *files, "--out", tmp_path / "both") == 2
+    assert "these numbers do not compare" in capsys.readouterr().err
+    assert run("table", files[0], files[0], "--out", tmp_path / "both") == 0
+
+
 # ------------------------------------------------------------------ few clips, wrong clips
 
 
@@ -281,6 +293,13 @@ def test_text_score_and_accuracy_of_both_sets(tmp_path: Path) -> None:
     assert fake["text_score"] != real["text_score"]
     assert 0 < fake["clipv"] < 1
     assert "clipv" not in real
+    (tmp_path / "captions.tsv").write_text(lines.splitlines()[1])
+    assert run("compare", *words) == 0
+    row = results(tmp_path / "out")["rows"][0]
+    assert "text_score" not in row, "not the mean of those that have a caption"
+    assert any("some clips have no caption" in note for note in row["notes"])
+    (tmp_path / "captions.tsv").write_text(lines)
+    assert run("compare", *words) == 0
     assert "ViCLIP, clip to caption" in (tmp_path / "out" / "table.md").read_text()
 
 

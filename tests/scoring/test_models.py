@@ -31,6 +31,8 @@ from vft_lib.scoring.protocol import SEMANTOK, Protocol
 from vft_lib.scoring.reconstruct import Sampler, pixels, reconstruct
 from vft_lib.scoring.score import Scorer
 from vft_lib.scoring.sources import World
+from vft_lib.shards.tokenizing import autoencoder_mark
+from vft_lib.tokenizer.eight_bit import store_in_eight_bits
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.train.presets import PRESETS
 
@@ -134,6 +136,45 @@ def scores(
     return {f"{r['kind']} {r['name']}": r for r in found["rows"]}
 
 
+def test_weights_in_eight_bits_are_another_line(models: Path, tmp_path: Path) -> None:
+    protocol = Protocol(size=32, steps=2)
+    tokenizer = load_tokenizer(models / "tok.safetensors", device="cpu")
+    before = scores(tokenizer, protocol, tmp_path, 2)["tokens k = 4"]
+    store_in_eight_bits(tokenizer, "int8")
+    after = scores(tokenizer, protocol, tmp_path, 2)["tokens k = 4"]
+    assert after["psnr"] != before["psnr"], "not what was kept of the other"
+    assert (
+        after["lines"]["psnr"]["sampler"] == before["lines"]["psnr"]["sampler"] + ", weights int8"
+    )
+
+
+def test_a_clip_in_another_place_has_other_noise(models: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(models / "tok.safetensors", device="cpu")
+    protocol = Protocol(size=32, steps=2)
+
+    class Backwards(World):
+        @property
+        def ids(self) -> list[str]:
+            return super().ids[::-1]
+
+    def score(source: World, out: Path) -> Any:
+        found = reconstruct(
+            tokenizer, source, Scorer(protocol, Networks()), out, print, budgets=[4]
+        )
+        assert found is not None
+        return next(r["psnr"] for r in found["rows"] if r["kind"] == "tokens")
+
+    score(World(3, protocol), tmp_path / "one")
+    assert score(Backwards(3, protocol), tmp_path / "one") == score(
+        Backwards(3, protocol), tmp_path / "new"
+    )
+
+
+def test_the_world_has_one_frame_rate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run("reconstruct", "world", "--limit", 2, "--fps", 4, "--out", tmp_path, *WORDS) == 2
+    assert "the procedural world moves at 8 fps" in capsys.readouterr().err
+
+
 def test_semantok_compares_with_the_autoencoder_and_seeds_each_batch(
     tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -153,7 +194,8 @@ def test_semantok_compares_with_the_autoencoder_and_seeds_each_batch(
             expected.append(whole_psnr(a, b))
     assert found["tokens k = 4"]["psnr"] == pytest.approx(np.mean(expected), rel=1e-5)
     line = found["tokens k = 4"]["lines"]["psnr"]
-    assert line["reference"] == "autoencoder"
+    mark = autoencoder_mark(tiny_tokenizer.vae.state_dict())
+    assert line["reference"] == f"autoencoder {mark}", "two autoencoders are two references"
     assert "2 steps, guidance 3 projected, noise by seed 0 anew for each batch of 8" in str(line)
     assert "autoencoder autoencoder" not in found, "it is what is compared with"
     raw = scores(tiny_tokenizer, protocol.but(reference="raw"), tmp_path, 10)

@@ -125,6 +125,24 @@ def test_a_prior_takes_the_same_steps_after_a_kill(
     assert list((tmp_path / "whole").glob("samples-*.png"))
 
 
+def test_chunks_without_overlap_are_never_cut_in_two(
+    tmp_path: Path, tiny_tokenizer: Tokenizer
+) -> None:
+    write_shards(tmp_path, 64, rows=lambda clip: 10, fingerprint=tiny_tokenizer.fingerprint)
+    task, begins = task_on(tmp_path, tiny_tokenizer), set()
+    c = task.recipe.config
+    config = dataclasses.replace(c, chunk=0, latent_frames=5, seq_len=5 * c.registers)
+    task.recipe = dataclasses.replace(task.recipe, config=config)
+    for step in range(40):
+        ids, _, _ = task.draw(step, np.random.default_rng(step))
+        _, found = task.batches.at(step)
+        for row, (record, _) in zip(ids, found):
+            whole = torch.from_numpy(record.ids.astype(np.int64))[:, : c.registers]
+            (begin,) = (b for b in range(6) if torch.equal(whole[b : b + 5], row[:5]))
+            begins.add(begin)
+    assert begins == {0, 5}
+
+
 def test_what_a_step_reads_is_a_stretch_of_each_clip(
     tmp_path: Path, tiny_tokenizer: Tokenizer
 ) -> None:

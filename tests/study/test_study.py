@@ -19,7 +19,7 @@ from vft_lib.models.loading import load_tokenizer
 from vft_lib.prior.prior import Prior
 from vft_lib.study.recipes import KINDS, SCALES, preset
 from vft_lib.study.report import points, table
-from vft_lib.study.run import equal_steps, step_cost
+from vft_lib.study.run import Study, equal_steps, step_cost
 from vft_lib.tokenizer.encoder import Encoder
 
 TINY = SCALES["tiny"]
@@ -120,6 +120,31 @@ def test_a_single_seed_has_the_interval_of_its_clips() -> None:
     assert (both["frechet_frames"], both["frechet_frames_ends"]) == (33.0, [30.0, 36.0])
     (row,) = [r for r in table([one], "") if r.startswith("| grid")]
     assert "| 30.00 (20.00–45.00) | 10.0%; real 90.0% |" in row
+
+
+def test_a_folder_holds_one_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval", "study", "--out", str(tmp_path), "--scale", "tiny", "--device", "cpu"]
+    with monkeypatch.context() as m:
+        m.setenv("WORLD_SIZE", "2")
+        assert main(words) == 2
+    assert "--shard" in capsys.readouterr().err
+    (tmp_path / "training.txt").write_text("400 steps")
+    assert main(words) == 2
+    assert "holds a study of 400 steps" in capsys.readouterr().err
+
+
+def test_a_cell_of_another_judge_is_measured_anew(tmp_path: Path) -> None:
+    few, many = (
+        Study(TINY, tmp_path, torch.device("cpu"), judge_steps=n, clips=8) for n in (2, 300)
+    )
+    place = tmp_path / "grid-0" / "small"
+    place.mkdir(parents=True)
+    cell = {"clips": 8, "features": True, "line": few._line({"set": "8 worlds"})}
+    (place / "results.json").write_text(json.dumps(cell))
+    assert few._measured(place)
+    assert not many._measured(place)
 
 
 @pytest.mark.slow

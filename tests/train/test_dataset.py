@@ -98,6 +98,43 @@ def test_latents_of_other_footage_or_another_autoencoder_are_made_anew(
     assert torch.equal(encode(vae, other, BLOCK, tmp_path).latents, first)
 
 
+def test_a_run_by_mistake_that_is_stopped_at_once_leaves_nothing_behind(
+    vae: VideoAutoencoder, footage: Footage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = encode(vae, footage, BLOCK, tmp_path).latents.clone()
+    other = Footage(ClipBank({}, textures(3, 40)), footage.worlds)
+    torch.manual_seed(1)
+    wrong = VideoAutoencoder(TINY.vae).eval()
+    assert other.bank is not None
+
+    def stopped(*_: object, **__: object) -> torch.Tensor:  # after the block's worlds
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(other.bank, "draw", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        encode(wrong, other, BLOCK, tmp_path)
+    assert torch.equal(encode(vae, footage, BLOCK, tmp_path).latents, first)
+
+
+def test_features_of_another_network_are_made_anew(
+    vae: VideoAutoencoder, footage: Footage, tmp_path: Path
+) -> None:
+    found = []
+    for factor in (1, 2, 1):
+        weights = {k: factor * v for k, v in _folded(made_up()).items()}
+        path = tmp_path / "features.safetensors"
+        save_file(weights, path, {"format": FORMAT, "network": "lite0"})
+        network = FrozenFeatures(path, (8,))
+        (tmp_path / "run").mkdir(exist_ok=True)
+        latents = encode_dataset(
+            TINY, vae, footage, BLOCK, SHARE, 3, CPU, torch.float32, tmp_path / "run", network
+        )
+        assert latents.features is not None
+        found.append(latents.features.clone())
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_ids_of_other_latents_are_made_anew(tmp_path: Path) -> None:
     tokenizer, cache = Tokenizer(TINY, "f" * 16).eval(), tmp_path / "ids.safetensors"
     latents = torch.randn(2, 4, *TINY.latent_shape).half()

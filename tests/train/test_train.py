@@ -49,6 +49,15 @@ def test_bfloat16_where_the_processor_has_instructions_for_it() -> None:
     assert autocast_dtype(CPU) == (torch.bfloat16 if fast else torch.float32)
 
 
+def test_a_window_that_begins_late_never_reaches_the_highest_rate() -> None:
+    s = Schedule(steps=100, batch=1, lr=1.0, warmup=10)
+    late = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * 0.3))
+    rates = [s.scale(i, 0.3 + 0.007 * i) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1 * late)
+    assert max(rates) < late < 0.8
+    assert rates[-1] < 0.02
+
+
 def test_schedule_warms_up_then_follows_a_cosine_to_one_percent() -> None:
     s = Schedule(steps=100, batch=1, lr=1.0, warmup=10)
     assert [s.scale(i) for i in range(10)] == pytest.approx([0.1 * (i + 1) for i in range(10)])

@@ -208,7 +208,7 @@ def _compare(args: argparse.Namespace) -> None:
 
     share, protocol = _share(args), _protocol(args)
     real = open_source(args.real, protocol, note, args.ids, args.limit)
-    fake = open_source(args.fake, protocol, note, args.ids, args.limit)
+    fake = open_source(args.fake, protocol, note, args.ids, args.limit, pooled=False)
     captions = None if args.captions is None else read_captions(args.captions)
     scorer = _scorer(args, protocol, run_device(args))
     args.out.mkdir(parents=True, exist_ok=True)
@@ -271,6 +271,11 @@ def _study(args: argparse.Namespace) -> None:
     from ..study.report import write_report
     from ..study.run import Study
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise VftError(
+            "the study's cells are dealt out by --shard: start a process for each part, without "
+            "torchrun"
+        )
     if args.scale not in SCALES:
         raise VftError(f"--scale {args.scale}: choose one of {', '.join(SCALES)}")
     study = Study(

@@ -175,7 +175,10 @@ def _kept(
             module.load_state_dict({k: f.get_tensor(k) for k in f.keys()})  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-    print(f"vft: {path} is reused; delete it to train it again", file=sys.stderr)
+    print(
+        f"vft: {path} is reused; delete it and the folder {path.stem} to train it again",
+        file=sys.stderr,
+    )
     facts: dict[str, Any] = json.loads(metadata["facts"])
     return facts
 

@@ -31,6 +31,7 @@ POOLED = 2  # index of the stage whose means the Fréchet distance takes: 120 nu
 EPS = 1e-6  # on the diagonals of covariances
 BLOCK = 64  # clips whose features are in memory at once
 RESAMPLES = 100
+KEPT = 1 << 30  # bytes of what is kept of a reference's draws, at most
 INTERVAL = (0.05, 0.95)
 
 
@@ -102,9 +103,8 @@ class Frechet:
         self, reference: Sequence[Tensor], resamples: int = RESAMPLES, paired: bool = True
     ) -> None:
         self.count, self.paired, self.resamples = len(reference), paired, resamples
-        self.draws = _draws(self.count, resamples, seed=0)
-        self.moments = [_moments(reference, draw) for draw in self.draws]
-        self.roots = [_root(covariance) for _, covariance in self.moments]
+        self.draws, self.reference = _draws(self.count, resamples, seed=0), reference
+        self.kept: dict[int, tuple[tuple[Tensor, Tensor], Tensor]] = {}
 
     def __call__(self, clips: Sequence[Tensor]) -> float:
         self._check(clips)
@@ -125,7 +125,19 @@ class Frechet:
             raise VftError(f"got {len(clips)} clips, the reference has {self.count}")
 
     def _distance(self, clips: Sequence[Tensor], i: int, draw: Tensor) -> float:
-        return _distance(*self.moments[i], self.roots[i], *_moments(clips, draw))
+        moments, root = self._of_draw(i)
+        return _distance(*moments, root, *_moments(clips, draw))
+
+    def _of_draw(self, i: int) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Mean and covariance of the reference's draw i, and the covariance's root: kept where all
+        of them fit, else (2048 features: 68 MB each) but for the set itself made anew."""
+        if i in self.kept:
+            return self.kept[i]
+        moments = _moments(self.reference, self.draws[i])
+        found = moments, _root(moments[1])
+        if i == 0 or 2 * moments[1].nbytes * len(self.draws) <= KEPT:
+            self.kept[i] = found
+        return found
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:

@@ -33,6 +33,12 @@ class Codec:
     options: dict[str, str]
     least: int
 
+    @property
+    def line(self) -> str:
+        """Which encoder, and how it was set."""
+        options = ", ".join(f"{k} {v}" for k, v in self.options.items())
+        return f"{self.encoder} ({options})"
+
 
 @dataclass(frozen=True)
 class Coded:

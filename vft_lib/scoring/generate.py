@@ -102,7 +102,7 @@ def generate(
         stores.append((k, names, store, line))
     if unfinished(left, note):
         return None
-    reference = Reference(scorer, own, real, p.line(real), False, note)
+    reference = Reference(scorer, own, real, p.line(real, sampler.reference_name), False, note)
     for k, names, store, line in stores:
         numbers = {x: float(np.mean(store.values(names, x))) for x in ("bytes", "seconds")}
         row = {"kind": "tokens", "name": f"k = {k}", "budget": k, **numbers}

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import VftError
 from ..evaluation.learned import FeatureNetwork
 from ..video.frames import Report
-from .protocol import Line
+from .protocol import Line, digest_of
 
 I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 INCEPTION_SHA256 = "0cc3c7bd"  # begins so, as torchvision's file name says
@@ -101,8 +101,8 @@ class Inception:
         data, digest = _read(files.inception)
         _check(files.inception, digest, INCEPTION_SHA256, files.trust, note)
         network = inception_v3(
-            weights=None, aux_logits=True, transform_input=False, init_weights=False
-        )
+            weights=None, aux_logits=True, transform_input=True, init_weights=False
+        )  # as torchvision builds it for these weights: to their own range inside the network
         try:
             network.load_state_dict(torch.load(io.BytesIO(data), "cpu", weights_only=True))
         except Exception as e:
@@ -115,7 +115,7 @@ class Inception:
 
     @property
     def how(self) -> Line:
-        side = "299 px bilinear without antialias, ImageNet normalization"
+        side = "299 px bilinear without antialias, ImageNet normalization, transform_input"
         return {"network": self.line, "input": f"every frame, {side}"}
 
     def prepare(self, frames: Tensor) -> Tensor:
@@ -144,7 +144,10 @@ class ViCLIP:
     @property
     def how(self) -> Line:
         side = "224 px bilinear with antialias, ImageNet normalization"
-        return {"network": self.line, "input": f"frames 0, 2, ..., 14, {side}"}
+        words = "none" if self.words is None else type(self.words).__name__
+        return {
+            "network": self.line, "input": f"frames 0, 2, ..., 14, {side}", "captions by": words,
+        }  # fmt: skip
 
     def prepare(self, frames: Tensor) -> Tensor:
         """Frames `[T,3,H,W]`, values 0..255 -> `[1,8,3,224,224]`, normalized."""
@@ -187,7 +190,7 @@ class Classifier:
         side = "224 px bilinear with antialias, ImageNet normalization"
         return {
             "network": self.line, "input": f"first {CLASSIFIER_FRAMES} frames, {side}",
-            "classes": len(self.names),
+            "classes": f"{len(self.names)}, list {digest_of(self.names)}",
         }  # fmt: skip
 
     def prepare(self, frames: Tensor) -> Tensor:

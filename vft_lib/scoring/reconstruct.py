@@ -17,6 +17,8 @@ from ..errors import VftError
 from ..evaluation.curves import BEYOND, autoencoded, block_sides, in_blocks
 from ..footage.footage import to_video
 from ..measure.codecs import Codec, Encoded
+from ..shards.tokenizing import autoencoder_mark
+from ..tokenizer.eight_bit import storage_of
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from ..video.frames import Report, to_frames
@@ -29,12 +31,18 @@ from .store import Store
 @dataclass(frozen=True)
 class Way:
     """One way of keeping clips. `kind`: tokens, autoencoder, raw, blocks or codec. `limit`: bytes
-    that a codec was given."""
+    that a codec was given; `codec`: the encoder and its options."""
 
     kind: str
     name: str
     budget: int | None = None
     limit: int | None = None
+    codec: str = ""
+
+    @property
+    def line(self) -> Line:
+        """What of a protocol line is its own."""
+        return {"codec": self.codec} if self.codec else {}
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,15 @@ class Sampler:
             else f"noise of clip i by seed {p.seed} + i"
         )  # fmt: skip
         dtype = str(self.tokenizer.dtype).removeprefix("torch.")
-        return {"sampler": f"{s.recipe.words}, {noise}, {dtype}"}
+        bits = storage_of(self.tokenizer)
+        return {"sampler": f"{s.recipe.words}, {noise}, {dtype}" + f", weights {bits}" * bool(bits)}
+
+    @property
+    def reference_name(self) -> str:
+        """Autoencoders differ."""
+        if self.protocol.reference == "raw":
+            return "raw"
+        return f"autoencoder {autoencoder_mark(self.tokenizer.vae.state_dict())}"
 
     def reference(self, clip: np.ndarray) -> np.ndarray:
         """What clips are compared with, uint8 `[T,S,S,3]`."""
@@ -105,7 +121,7 @@ def reconstruct(
         *(Way("tokens", f"k = {k}", k) for k in budgets),
         other,
         *(Way("blocks", f"{side} px blocks") for side in block_sides(c.size)),
-        *(Way("codec", codec.name, limit=n) for codec in codecs for n in limits),
+        *(Way("codec", x.name, limit=n, codec=x.line) for x in codecs for n in limits),
     ]
     facts = scorer.facts | {"tokenizer": tokenizer.decoder_mark, "sampler": sampler.line,
                             "place": place}  # fmt: skip
@@ -141,11 +157,12 @@ def reconstruct(
                     keep(i, np.stack(coded.frames), coded.bytes)
         yield from found
 
-    marks = {clip: source.mark(clip) for clip in ids}
+    # The noise follows from a clip's place in the list.
+    marks = {clip: f"{number[clip]} {source.mark(clip)}" for clip in ids}
     left = fill(stores, ids, marks, share or Share(), p.batch, make, "reconstructing")
     if unfinished(left, note):
         return None
-    line = p.line(ids)
+    line = p.line(ids, sampler.reference_name)
     reference = Reference(scorer, stores[0], ids, line, True, note)
     table: list[dict[str, Any]] = []
     for way, store in zip(ways, stores[1:]):
@@ -159,7 +176,7 @@ def reconstruct(
             # A codec goes no lower than its smallest stream, whatever it is asked for.
             if any(r["name"] == way.name and r["bytes"] == row["bytes"] for r in table):
                 continue
-        extra = sampler.line if way.kind == "tokens" else {}
+        extra = sampler.line if way.kind == "tokens" else way.line
         table.append(row | reference.row(store, ids, extra))
     own = reference.itself()
     if own is not None:

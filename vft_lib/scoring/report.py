@@ -16,7 +16,7 @@ from ..files.untrusted import read_json
 from .protocol import Line, Protocol, text_of
 
 DIGITS = {"psnr": 2, "ssim": 4, "feature_distance": 4, "clipv": 4, "text_score": 4, "accuracy": 3}
-OF_A_ROW = ("clips", "sets", "sampler", "prior")  # fields of a line that differ from row to row
+OF_A_ROW = ("clips", "sets", "sampler", "prior", "codec")  # fields of a line that differ from row to row
 FORMAT = "vft-eval-1"
 
 
@@ -44,7 +44,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def check(results: Sequence[dict[str, Any]]) -> None:
     """VftError unless the results may stand in one table: of each measure, the lines of all rows
-    are equal but for counts and samplers, and those of rows of one kind and budget are equal."""
+    are equal but for counts, samplers and codecs, and those of rows of one kind, name and budget
+    are equal."""
     common: dict[str, Line] = {}
     same: dict[tuple[Any, ...], Line] = {}
     for rows in (of["rows"] for of in results):
@@ -52,8 +53,8 @@ def check(results: Sequence[dict[str, Any]]) -> None:
             for key, line in row["lines"].items():
                 base = {k: v for k, v in line.items() if k not in OF_A_ROW}
                 _equal(key, common.setdefault(key, base), base)
-                place = (key, row["kind"], row.get("budget"), row.get("limit"))
-                if row["kind"] != "clips" and place[2:] != (None, None):
+                place = (key, row["kind"], row["name"], row.get("budget"), row.get("limit"))
+                if row["kind"] == "clips" or place[3:] != (None, None):
                     _equal(key, same.setdefault(place, line), line)
 
 

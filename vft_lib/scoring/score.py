@@ -139,8 +139,8 @@ class Reference:
         """Every measure of the set `ids` in `store` (or `only` some), with its interval; under
         "lines" how each was made (`extra`: the sampler), under "notes" what is to be told of few
         clips."""
-        names, found = store.names(ids[0]), dict[str, Any]()
-        lines, notes = dict[str, Line](), list[str]()
+        names, some = store.names_of(ids)
+        found, lines, notes = dict[str, Any](), dict[str, Line](), list[str]()
         resamples = self.scorer.protocol.resamples
         for key in only:
             if key in SETS and SETS[key] in names:
@@ -160,6 +160,8 @@ class Reference:
                 found[key] = float(np.mean(values))
                 found[f"{key}_interval"] = list(mean_interval(values, MORE * resamples))
             else:
+                if key in some:
+                    notes.append(f"{TITLES[key]} is left out: some clips have no caption or class")
                 continue
             sets = key in SETS
             count = {"sets": f"{len(self.ids)}, {len(ids)}"} if sets else {"clips": len(ids)}
@@ -175,7 +177,7 @@ class Reference:
     def itself(self) -> dict[str, Any] | None:
         """What can be said of the reference alone, for comparison: text score and accuracy; None if
         neither was computed."""
-        names = self.store.names(self.ids[0])
+        names, _ = self.store.names_of(self.ids)
         keys = [k for k in MEANS if k not in PAIRED and k in names]
         return self.row(self.store, self.ids, only=keys) if keys else None
 

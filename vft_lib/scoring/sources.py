@@ -19,6 +19,7 @@ from ..world import world
 from .protocol import Protocol
 
 WORLD = "world"  # names the procedural world in place of a folder
+WORLD_FPS = 8.0
 SLOWER = 0.98  # of the protocol's frame rate: below, frames are repeated
 
 
@@ -101,13 +102,20 @@ class World:
 
 
 def open_source(
-    name: str, protocol: Protocol, note: Report, ids: Path | None = None, limit: int | None = None
-) -> Folder | World:
+    name: str, protocol: Protocol, note: Report, ids: Path | None = None, limit: int | None = None,
+    pooled: bool = True,
+) -> Folder | World:  # fmt: skip
     """The clips of a folder (or of the world), in order of their names: those that the file `ids`
-    lists, one a line, or all; the first `limit` of them, and the protocol's pool at most. VftError
-    for a folder without clips, two of one name, and names that are not there."""
-    most = min(limit or len(HELD_OUT_SEEDS), protocol.pool or len(HELD_OUT_SEEDS))
+    lists, one a line, or all; the first `limit` of them, and the protocol's pool at most if it is
+    a reference (`pooled`). VftError for a folder without clips, two of one name, names that are not
+    there, and of the world for another frame rate than its own."""
+    every = len(HELD_OUT_SEEDS)
+    most = min(limit or every, (protocol.pool if pooled else None) or every)
     if name == WORLD:
+        if protocol.fps != WORLD_FPS:
+            raise VftError(f"the procedural world moves at {WORLD_FPS:g} fps (--fps)")
+        if ids is not None:
+            raise VftError("the procedural world has no list of clips: leave out --ids")
         if limit is None and protocol.pool is None:
             raise VftError("the procedural world has no end: say how many clips with --limit N")
         return World(most, protocol)

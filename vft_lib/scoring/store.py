@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +60,11 @@ class Store:
         with open_tensors(self._path(clip), "pt") as f:
             return set(f.keys())
 
+    def names_of(self, clips: Sequence[str]) -> tuple[set[str], set[str]]:
+        """What the records of all of them hold, and what those of some hold."""
+        each = [self.names(clip) for clip in clips]
+        return set.intersection(*each), set.union(*each)
+
     def values(self, clips: Sequence[str], name: str) -> list[float]:
         """One number of each clip."""
         return [float(self.get(clip, name)) for clip in clips]
@@ -68,7 +75,9 @@ class Store:
         first = self.get(clips[0], name)
         shape = (len(clips), *first.shape)
         with tempfile.TemporaryFile(dir=self.folder) as f:
-            kept = np.memmap(f, np.float32, "w+", shape=shape)
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, later a crash
+                os.posix_fallocate(f.fileno(), 0, 4 * math.prod(shape))
+            kept = np.memmap(f, np.float32, "r+", shape=shape)
         for i, clip in enumerate(clips):
             kept[i] = self.get(clip, name).numpy()
         return list(torch.from_numpy(kept))

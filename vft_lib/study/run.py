@@ -27,7 +27,8 @@ from ..files.atomic import alone, replacing, write_bytes
 from ..footage.footage import Footage
 from ..measure.bench import operations
 from ..models.loading import load_prior, load_tokenizer
-from ..scoring.protocol import enough
+from ..scoring.protocol import Line, enough
+from ..shards.tokenizing import autoencoder_mark
 from ..tokenizer.tokenizer import Tokenizer
 from ..train.dataset import Latents
 from ..train.loop import autocast_dtype
@@ -56,6 +57,20 @@ class Study:
     kept: list[Held] = field(default_factory=list)
     """The held-out worlds, once they are needed: the same for all cells."""
 
+    @property
+    def training(self) -> str:
+        """How much, in words."""
+        s = self.scale
+        return (
+            f"{s.vae}, {s.tokenizer} and {s.prior} steps (autoencoder, tokenizer, prior) of "
+            f"{s.batch} clips, {s.clips} clips, width {s.width}"
+        )
+
+    def _line(self, line: Line) -> Line:
+        """What is the same for all cells: cells of different lines do not compare."""
+        judge = "its own number of" if self.judge_steps is None else f"{self.judge_steps}"
+        return line | {"training": self.training, "judge": f"{judge} steps"}
+
     def cells(self) -> list[tuple[str, int]]:
         """Kinds and seeds, what decides first: a tokenizer, and all priors on it."""
         return [(kind, seed) for seed in self.seeds for kind in self.kinds]
@@ -67,13 +82,20 @@ class Study:
             if kind not in KINDS:
                 raise VftError(f"kind {kind!r}: choose of {', '.join(KINDS)}")
         self.out.mkdir(parents=True, exist_ok=True)
+        begun = self.out / "training.txt"
+        if begun.exists() and begun.read_text() != self.training:
+            raise VftError(
+                f"{self.out} holds a study of {begun.read_text()}, not of {self.training}: choose "
+                "another --out"
+            )
+        write_bytes(begun, self.training.encode())
         left = [cell for cell in self.cells()[part::parts] if self._sizes(*cell)]
         if left:
             with alone(
                 self.out / "vae", lambda: self.say("another process trains the autoencoder")
             ):
                 if not (self.out / "vae.safetensors").exists():
-                    train_vae(self._run(left[0], self.out))
+                    train_vae(self._run((self.kinds[0], 0), self.out))  # whoever's turn it is
         for cell in left:
             self._cell(*cell)
         return read_results(self.out)
@@ -125,7 +147,11 @@ class Study:
             found = json.loads((place / "results.json").read_text())
         except (OSError, ValueError):
             return False
-        return bool(found["clips"] == self.clips and found["features"] == self.features)
+        line = found["line"]
+        return bool(
+            found["clips"] == self.clips and found["features"] == self.features
+            and line == self._line(line)
+        )  # fmt: skip
 
     def _measure(self, ruler: Ruler, run: Run, kind: str, seed: int, size: str) -> dict[str, Any]:
         prior = load_prior(run.out / "prior.safetensors", device=self.device).bind(ruler.tokenizer)
@@ -135,7 +161,8 @@ class Study:
             "features": self.features, "parameters": sum(p.numel() for p in prior.parameters()),
             "tokenizer_steps": run.preset.tokenizer.schedule.steps, "judge": ruler.judge.facts,
             "rows": [ruler.measure(prior, k) for k in budgets],
-            "line": ruler.held.line(ruler.tokenizer),
+            "line": self._line(ruler.held.line(ruler.tokenizer)),
+            "autoencoder": autoencoder_mark(ruler.tokenizer.vae.state_dict()),
         }  # fmt: skip
 
     def _ruler(self, run: Run, folder: Path) -> Ruler:

@@ -73,6 +73,12 @@ def refusal(storage: Storage, device: torch.device) -> str:
     return ""
 
 
+def storage_of(tokenizer: Tokenizer) -> str:
+    """How the decoder's weights are stored: "int8", "fp8", or "" for as they are."""
+    kinds = {m.storage for m in tokenizer.decoder.modules() if isinstance(m, EightBitLinear)}
+    return next(iter(kinds), "")
+
+
 def store_in_eight_bits(
     tokenizer: Tokenizer, storage: Storage, layer: type[EightBitLinear] = EightBitLinear
 ) -> int:

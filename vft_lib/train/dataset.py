@@ -70,12 +70,16 @@ def encode_dataset(
     rows = reserved(folder, "latents", (count, *c.latent_shape), device)
     seen = None if features is None else reserved(folder, "features", (count, *grid), device)
     # A mark for each file: features may not have been asked for when the latents were made.
-    kept = ["latents"] if features is None else ["latents", "features"]
-    marks = [] if folder is None else [folder / f"{name}.done" for name in kept]
-    source = "" if folder is None else _source(
-        footage.bank, (c.chunk_frames, c.size, worlds, seed), vae.state_dict()
-    )  # fmt: skip
-    begin = min((_count(mark, source) for mark in marks), default=0)
+    marks: dict[Path, str] = {}
+    if folder is not None:
+        facts, weights = (c.chunk_frames, c.size, worlds, seed), vae.state_dict()
+        marks[folder / "latents.done"] = _source(footage.bank, facts, weights)
+        if features is not None:
+            seeing = {f"features.{k}": v for k, v in features.state_dict().items()}
+            marks[folder / "features.done"] = _source(footage.bank, facts, weights | seeing)
+    begin = min((_count(mark, source) for mark, source in marks.items()), default=0)
+    for mark, source in marks.items():  # before anything of another source is written over
+        write_bytes(mark, f"{begin} {source}".encode())
     vae = copy.deepcopy(vae).to(dtype)  # the one given keeps its weights' last digits
     done = begin
     for start in tqdm(range(begin, count, BLOCK), desc="encoding clips", mininterval=1):
@@ -90,7 +94,7 @@ def encode_dataset(
                 found = F.adaptive_avg_pool2d(features(last.to(dtype))[-1].float(), FEATURE_GRID)
                 seen[at] = found.unflatten(0, (len(video), -1)).half().to(seen.device)
         done = start + BLOCK
-        for mark in marks:
+        for mark, source in marks.items():
             write_bytes(mark, f"{done} {source}".encode())
     return Latents(rows[:done], None if seen is None else seen[:done])
 
@@ -211,7 +215,10 @@ def encode_sequences(
     facts = (tokenizer.fingerprint, c.chunk, c.latent_frames, c.registers, plan.seed, plan.footage)
     source = _source(bank, facts, {})
     mark = None if folder is None else folder / "ids.done"
-    done = 0 if mark is None else _count(mark, source)
+    done = 0
+    if mark is not None:
+        done = _count(mark, source)  # said again before ids of another source are written over
+        write_bytes(mark, f"{done} {source}".encode())
     ahead = {
         long: [
             b for b in range(done, plan.blocks)

@@ -53,13 +53,15 @@ class Schedule:
         return min(1.0, step / max(1, self.steps))
 
     def scale(self, step: int, progress: float | None = None) -> float:
-        """Learning rate at `step` as a share of the peak: linear warm-up, then cosine to 1 % at
-        `progress` 1 (default: after `steps` steps)."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
+        """Learning rate at `step` as a share of the peak: linear warm-up, then cosine to 1 % after
+        `steps` steps. Given a `progress`, which may begin late, the cosine is that of it, and the
+        warm-up rises to it."""
+        warm = min(1.0, (step + 1) / max(1, self.warmup))
         if progress is None:
+            if step < self.warmup:
+                return warm
             progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
 
 class Task(nn.Module):

@@ -258,7 +258,7 @@ class ShardsPriorTask(PriorTask):
         for record, _ in found:
             text = record.caption or ""
             texts.append("" if rng.random() < r.null_share else self._lossy(rng, text))
-            stride = max(1, c.chunk - 1)
+            stride = max(1, c.chunk - 1) if c.chunk else c.latent_frames  # no chunk: no overlap
             begin = stride * int(rng.integers((len(record.ids) - t) // stride + 1))
             rows = record.ids[begin : begin + t, : c.registers]
             ids.append(torch.from_numpy(rows.astype(np.int64)))

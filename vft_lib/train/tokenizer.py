@@ -29,6 +29,7 @@ from ..files.tensor_files import digest
 from ..footage.footage import host_rng
 from ..measure.sheets import save_strip
 from ..shards.batches import Batches
+from ..shards.tokenizing import autoencoder_mark
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
 from .dataset import Latents
@@ -99,6 +100,7 @@ class TokenizerTask(Task):
     ) -> None:  # fmt: skip
         super().__init__()
         self.recipe, self.batches = recipe, data if isinstance(data, Batches) else None
+        self.data = f" of autoencoder {autoencoder_mark(vae.state_dict())}"
         if isinstance(data, Batches):  # some, to show
             self.data = f" of shards {data.order.index.mark}"
             data = Latents(_latents(data, 0), None)
