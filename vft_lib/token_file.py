@@ -21,7 +21,7 @@ from .config.fields import MAX_TEXT
 from .config.tokenizer import MAX_FPS, MAX_REGISTERS, MIN_FPS
 from .errors import TokenFileError, VftError, printable
 from .files.atomic import write_bytes
-from .files.untrusted import open_tensors, read_json
+from .files.untrusted import HEADER_BYTES, open_tensors, read_json
 
 VERSIONS = (1, 2)
 MAX_FILE_BYTES = 1 << 28  # 256 MiB: two weeks of video at 32 ids per latent frame
@@ -36,10 +36,11 @@ def write_token_file(
 ) -> None:
     """Write ids, uint16, with the fields of `Tokens` beside them, atomically: `[t,k]`, or `[n]`
     where `facts["budgets"]` says how many each latent frame holds. `notes` are kept in the header
-    too. VftError for a grid that would not be read again."""
+    too. VftError for what would not be read again."""
     budgets = facts.get("budgets")
     meta = {"version": VERSIONS[budgets is not None]}
     meta |= {k: v for k, v in facts.items() if v is not None and k != "budgets"}
+    _checked(json.loads(json.dumps(meta)), Path(path))
     tensors = {"ids": ids}
     if budgets is not None:
         tensors["budgets"] = np.array(budgets, np.int64)
@@ -47,6 +48,9 @@ def write_token_file(
             raise VftError(f"{path}: {problem}; cut the clip in time, or choose a smaller budget")
         tensors["budgets"] = tensors["budgets"].astype(np.uint16)
     header = {**(notes or {}), "vft": json.dumps(meta, separators=(",", ":"))}
+    size = len(json.dumps({"__metadata__": header}, ensure_ascii=False).encode()) + 256
+    if size > HEADER_BYTES:
+        raise VftError(f"{path}: the notes are too large to be read again; save it without them")
     write_bytes(path, save(tensors, header))
 
 

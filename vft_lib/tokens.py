@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from .errors import VftError
 from .token_file import read_token_file, write_token_file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
     """Clips as ids, coarse to fine: `ids` is int64 `[B,t,k]`, register j of latent frame i at
     `[:, i, j]`. A shorter row is the same clip at a smaller budget.
@@ -57,6 +59,15 @@ class Tokens:
                 )
             if (self.ids != -1).masked_fill(self.there, False).any():
                 raise VftError("ids beyond the budget of their latent frame are expected to be -1")
+
+    def __eq__(self, other: object) -> bool:
+        """The same ids of the same clip."""
+        if not isinstance(other, Tokens):
+            return NotImplemented
+        return self.facts == other.facts and torch.equal(self.ids, other.ids)
+
+    def __hash__(self) -> int:
+        return hash((self.fingerprint, self.frames, self.ids.shape))
 
     @property
     def budget(self) -> int:
@@ -99,10 +110,16 @@ class Tokens:
 
         Raises VftError unless 1 <= budget <= the budget there is: truncation cannot add detail.
         """
-        each = [budget] * len(self.rows) if isinstance(budget, int) else list(budget)
+        even = isinstance(budget, Integral)
+        try:
+            each = [int(budget)] * len(self.rows) if even else [index(k) for k in budget]
+        except TypeError:
+            raise VftError(
+                f"budget is {budget!r}; give a whole number, or one for each latent frame"
+            ) from None
         if len(each) != len(self.rows):
             raise VftError(f"got {len(each)} budgets for {len(self.rows)} latent frames")
-        most = (self.budget,) * len(each) if isinstance(budget, int) else self.rows
+        most = (self.budget,) * len(each) if even else self.rows
         for wanted, there in zip(each, most):
             if not 1 <= wanted <= there:
                 raise VftError(

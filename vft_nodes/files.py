@@ -24,6 +24,7 @@ from .types import PriorType, TokenizerType, TokensType, advanced, checked, sche
 SUFFIX = ".vft"
 EXAMPLE = "example.vft [pack]"  # comes with the pack
 OUTPUT = " [output]"
+MAX_NOTES = 1 << 22  # characters of the workflow that goes with tokens
 _FILES = TokenFiles(SUFFIX)
 
 
@@ -75,8 +76,11 @@ class SaveTokens(io.ComfyNode):
         if host.metadata_allowed():
             more = cls.hidden.extra_pnginfo
             notes = {"prompt": cls.hidden.prompt, **(more if isinstance(more, dict) else {})}
-        tokens.save(path, {k: json.dumps(v) for k, v in notes.items() if v is not None})
+        kept = {k: json.dumps(v) for k, v in notes.items() if v is not None}
+        large = sum(map(len, kept.values())) > MAX_NOTES
+        tokens.save(path, {} if large else kept)
         text = f"{path.name}: {path.stat().st_size:,} B\n{summary(tokens)}"
+        text += "\nwithout the workflow, which is larger than 4 MB" * large
         saved = {"filename": path.name, "subfolder": subfolder, "type": "output"}
         return io.NodeOutput(tokens, ui={**shown(tokens, text), "vft": [saved]})
 

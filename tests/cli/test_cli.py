@@ -85,6 +85,13 @@ def test_truncating_in_place_is_allowed(vft: Vft, tokens: Path) -> None:
     assert Tokens.load(tokens).budget == 2
 
 
+def test_the_clip_itself_is_never_replaced(vft: Vft, clip: Path, tokens: Path) -> None:
+    before = clip.read_bytes()
+    assert "is the clip itself" in vft.error("encode", clip, "-o", clip)
+    assert "is the clip that these tokens were made of" in vft.error("decode", tokens, "-o", clip)
+    assert clip.read_bytes() == before
+
+
 def test_encoding_to_a_budget_equals_truncating(vft: Vft, clip: Path, tokens: Path) -> None:
     vft("encode", clip, "-o", tokens.with_name("k2.vft"), "--budget", 2)
     k2 = Tokens.load(tokens.with_name("k2.vft"))
@@ -195,7 +202,7 @@ def test_bad_input_is_one_line(vft: Vft, clip: Path, tokens: Path, tmp_path: Pat
     assert "is a folder" in vft.error("encode", tmp_path, "-o", t)
     assert "budget 0" in vft.error("encode", clip, "-o", t, "--budget", 0)
     assert "choose 1 to 8" in vft.error("encode", clip, "-o", t, "--budget", 99)
-    assert "rate above 0" in vft.error("encode", clip, "-o", t, "--fps", -1)
+    assert "fps is -1.0" in vft.error("encode", clip, "-o", t, "--fps", -1)
     assert "existing folder" in vft.error("encode", clip, "-o", tmp_path / "no" / "t.vft")
     assert "existing folder" in vft.error("encode", clip, "-o", tmp_path)
     assert "does not exist" in vft.error("truncate", t, "-k", 1, "-o", t)

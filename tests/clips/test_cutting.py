@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -55,6 +57,29 @@ def test_chunks_that_are_not_there_are_named(
     tokens = tiny_tokenizer.encode(clips(1, 49))
     with pytest.raises(VftError, match="these tokens hold chunks 0 to 2"):
         slice_tokens(tiny_tokenizer, tokens, first, count)
+
+
+def test_a_slice_from_later_on_has_no_sound_of_the_source(tok: Tokenizer) -> None:
+    tokens = dataclasses.replace(tok.encode(clips(1, 50)), source="a.mp4")
+    assert slice_tokens(tok, tokens, 0, 1).source == "a.mp4"
+    later = slice_tokens(tok, tokens, np.int64(1), np.int64(1))
+    assert later.source is None
+    assert type(later.frames) is int
+
+
+def test_clips_of_other_shapes_are_joined_whole(tok: Tokenizer) -> None:
+    plain = tok.encode(clips(1, 17))
+    wide, wider, square = (
+        dataclasses.replace(plain, fit=fit, source_size=size)
+        for fit, size in (("pad", (36, 64)), ("pad", (72, 128)), ("crop", (64, 64)))
+    )
+    joined = join_tokens(tok, [wide, wider])
+    assert (joined.fit, joined.source_size) == ("pad", (36, 64)), "of one aspect"
+    for pair in ([wide, square], [square, wide]):
+        joined = join_tokens(tok, pair)
+        assert (joined.fit, joined.source_size) == ("crop", None)
+        frames = list(stream.decode_frames(tok, joined, Sampling(1)))
+        assert {f.shape for f in frames} == {(32, 32, 3)}
 
 
 def test_joined_clips_keep_their_budgets_and_hold_or_drop_what_is_not_full(tok: Tokenizer) -> None:

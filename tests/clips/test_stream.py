@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from conftest import add_sound, moving_picture
 from PIL import Image
 
+from vft_lib.clips import stream
 from vft_lib.clips.stream import decode_file, encode_file, read_video
 from vft_lib.errors import VftError
 from vft_lib.tokenizer.tokenizer import Tokenizer
 from vft_lib.tokens import Tokens
 from vft_lib.video.frames import VideoError, to_tensor
 from vft_lib.video.video_in import probe, read_frames
-from vft_lib.video.video_out import write_video
+from vft_lib.video.video_out import write_png, write_video
 
 
 def clip(path: Path, frames: int = 20, height: int = 40, width: int = 56, fps: float = 8) -> Path:
@@ -139,6 +141,21 @@ def test_a_damaged_source_size_does_not_make_a_giant_picture(
     )
     decode_file(tiny_tokenizer, tokens, tmp_path / "b.mp4", steps=1)
     assert next(read_frames(tmp_path / "b.mp4")).shape == (32, 512, 3)
+
+
+def test_a_file_of_another_size_fills_no_memory(
+    tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even by the first frame, which would be enlarged to it."""
+    tokens = tiny_tokenizer.encode(torch.zeros(1, 3, 17, 32, 32))
+    huge = dataclasses.replace(tokens, size=(65536, 65536), fit="stretch", source_size=(1, 16))
+    write_png(tmp_path / "wide.png", np.zeros((8, 16, 3), np.uint8))
+    for name in ("read_image", "fit_frame"):
+        monkeypatch.setattr(stream, name, lambda *_: pytest.fail("enlarged"))
+    for first in (None, tmp_path / "wide.png"):
+        with pytest.raises(VftError, match="are of 65536x65536 px"):
+            decode_file(tiny_tokenizer, huge, tmp_path / "out.mp4", first_frame=first)
+    assert not (tmp_path / "out.mp4").exists()
 
 
 def test_nothing_is_left_after_an_error(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:

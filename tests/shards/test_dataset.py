@@ -109,6 +109,24 @@ def test_workers_of_a_loader_split_the_records(many: Path) -> None:
     assert sorted(record.key for record in loader) == names(Shards(many))
 
 
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_shuffle_each_epoch_another_way(many: Path, persistent: bool) -> None:
+    loader = DataLoader(
+        Shards(many, shuffle=True, seed=1), batch_size=None, num_workers=2,
+        multiprocessing_context="fork", persistent_workers=persistent,
+    )  # fmt: skip
+    first, second = ([record.key for record in loader] for _ in range(2))
+    assert sorted(first) == sorted(second) == names(Shards(many))
+    assert first != second
+
+
+def test_an_epoch_left_early_does_not_shorten_the_next(many: Path) -> None:
+    reader = Shards(many)
+    next(iter(reader))
+    assert names(reader) == names(Shards(many))
+    assert len(list(islice(reader, len(reader)))) == len(names(reader)) == 28
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it closes no file
 def test_webdataset_reads_the_shards(tokens: Path) -> None:
     shards = [str(s.file) for s in Index.of(tokens).shards]

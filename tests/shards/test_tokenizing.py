@@ -136,6 +136,18 @@ def test_exact_windows_hold_whole_chunks(
             assert torch.equal(tokens.ids, tiny_tokenizer.encode(clip[:, :frames]).ids)
 
 
+def test_hidden_files_of_a_tar_are_passed_over(tmp_path: Path) -> None:
+    """macOS's tar writes `._clip.mp4` beside `clip.mp4`."""
+    with tarfile.open(tmp_path / "mac.tar", "w") as tar:
+        for name in ("./a.mp4", "./._b.mp4", "b.mp4", ".hidden/c.mp4", "d.mp4"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    found = [(c.name, c.problem) for c in open_source(tmp_path / "mac.tar").clips]
+    assert [name.rpartition("/")[2] for name, _ in found] == ["a.mp4", "b.mp4", "d.mp4"]
+    assert not any(problem for _, problem in found)
+
+
 def test_lists_and_tars_are_sources(
     clips: Path, tiny_checkpoint: Path, tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:

@@ -75,6 +75,45 @@ def test_file_round_trip(tmp_path: Path, optional: bool) -> None:
             assert getattr(back, field.name) == getattr(tokens, field.name), field.name
 
 
+def test_equal_are_those_of_the_same_ids_of_the_same_clip(tmp_path: Path) -> None:
+    tokens = grid()
+    tokens.save(tmp_path / "a.vft")
+    back = Tokens.load(tmp_path / "a.vft")
+    assert back == tokens
+    assert hash(back) == hash(tokens)
+    assert back in [tokens]
+    assert back != tokens.truncate(1)
+    assert back != dataclasses.replace(tokens, fps=9.0)
+    assert back != "tokens"
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    tokens = grid()
+    assert tokens.truncate(np.int64(2)) == tokens.truncate(2)
+    each = np.ones(len(tokens.rows), np.int64)
+    assert tokens.truncate(each).rows == (1,) * len(tokens.rows)
+    for wrong in (2.5, None, "2"):
+        with pytest.raises(VftError, match="give a whole number"):
+            tokens.truncate(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"frames": 0}, "'frames' is '0'"), ({"fps": 1e-9}, "'fps' is '1e-09'"),
+        ({"source_size": (100, 70000)}, "'source_size'"), ({"source": "x" * 1025}, "'source'"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_read_again_is_not_written(
+    tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(VftError, match=message):
+        dataclasses.replace(grid(), **wrong).save(tmp_path / "a.vft")
+    with pytest.raises(VftError, match="the notes are too large"):
+        grid().save(tmp_path / "a.vft", {"workflow": "x" * (9 << 20)})
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_largest_ids_survive(tmp_path: Path) -> None:
     tokens = dataclasses.replace(grid(), ids=torch.tensor([[[0, 63_999, 65_535]]]))
     tokens.save(tmp_path / "a.vft")

@@ -7,6 +7,7 @@ import os
 import struct
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,39 @@ def test_jpegs_one_after_the_other_are_a_clip(tmp_path: Path) -> None:
 
 
 # --- images -----------------------------------------------------------------------------------
+
+
+def test_a_clip_that_cannot_be_ended_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stack(ExitStack):
+        """Python 3.13's, which looks at the exception alone."""
+
+        def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+            return bool(super().__exit__(error and kind, error, error and trace))
+
+    path = tmp_path / "a.mp4"
+    write_video(path, [flat(9)] * 3, 8.0)
+    before = path.read_bytes()
+    monkeypatch.setattr("vft_lib.video.video_out.ExitStack", Stack)
+    with pytest.raises(VideoError, match="disk is full"), VideoWriter(path, 8.0) as writer:
+        writer.write(flat(1))
+        mux = writer._mux
+
+        def full(picture: Any) -> None:
+            if picture is None:
+                raise VideoError("disk is full")
+            mux(picture)
+
+        monkeypatch.setattr(writer, "_mux", full)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_video("12:30.mp4", [flat(9)] * 3, 8.0)
+    assert probe("12:30.mp4").frames == 3
 
 
 def test_stills_are_clips_of_one_frame_at_any_rate(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def load_tokenizer_for(args: argparse.Namespace) -> Tokenizer:
     from ..models.loading import load_tokenizer
     from ..tokenizer.eight_bit import store_in_eight_bits
 
-    if args.memory <= 0:
+    if not 0 < args.memory <= 1e6:
         raise VftError(f"--memory {args.memory:g}: give gigabytes, more than 0")
     device, dtype = device_and_dtype(args)
     tokenizer = load_tokenizer(args.tokenizer, device=device, dtype=dtype)

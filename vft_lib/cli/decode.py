@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VftError
-from ..files.atomic import check_place
+from ..files.atomic import check_other, check_place
 from .common import (
     add_dino_option,
     add_resource_options,
@@ -63,6 +63,7 @@ def _decode(args: argparse.Namespace) -> None:
     check_place(args.out)
     tokens = Tokens.load(args.tokens)
     tokens = tokens if args.budget is None else tokens.truncate(args.budget)
+    check_other(args.out, _beside(args.tokens, tokens), "the clip that these tokens were made of")
     audio = None if args.no_audio else args.audio_from or _sound_beside(args.tokens, tokens)
     if args.redo is not None:
         _redo(args, tokens, audio)
@@ -107,9 +108,14 @@ def _sound_beside(file: Path, tokens: Tokens) -> Path | None:
     """The encoded clip, if a file of its name with sound lies in the token file's own folder."""
     from ..video.video_in import probe
 
-    # A token file may come from anyone: only the last part of the name counts.
-    clip = file.parent / (tokens.source or "").replace("\\", "/").rpartition("/")[2]
+    clip = _beside(file, tokens)
     try:
         return clip if clip.is_file() and probe(clip).has_audio else None
-    except VftError:
+    except (VftError, OSError):  # a name may be too long for this system
         return None
+
+
+def _beside(file: Path, tokens: Tokens) -> Path:
+    """Where the encoded clip would be in the token file's own folder."""
+    # A token file may come from anyone: only the last part of the name counts.
+    return file.parent / (tokens.source or "").replace("\\", "/").rpartition("/")[2]

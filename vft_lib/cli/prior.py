@@ -32,6 +32,8 @@ WIDEST = 9  # latent frames: two chunks
 
 # torch is imported by the commands, not here: `vft --help` and a typing error answer at once.
 
+PLOTS = (".png", ".svg", ".pdf", ".jpg")
+
 
 def add_prior_commands(command: Callable[..., Any]) -> None:
     """Add the prior's commands; `command(name, func, about)` makes a parser with the options that
@@ -132,6 +134,8 @@ def _surprise(args: argparse.Namespace) -> None:
 
     if args.plot is not None:
         check_place(args.plot)
+        if args.plot.suffix.lower() not in PLOTS:
+            raise VftError(f"--plot {args.plot}: give a name that ends in {', '.join(PLOTS)}")
     tokens = Tokens.load(args.tokens)
     prior = load_prior_for(args)
     words = _words(args, args.caption)
@@ -199,7 +203,7 @@ def _plot(bits: Tensor, path: Path) -> None:
     right.set(xlabel="budget", ylabel="bits kept (%)", ylim=(0, 102))
     right.grid(alpha=0.3)
     with replacing(path) as tmp:
-        fig.savefig(tmp, dpi=110)
+        fig.savefig(tmp, dpi=110, format=path.suffix[1:].lower())
     plt.close(fig)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import VftError, one_line
-from ..files.atomic import alone, check_place
+from ..files.atomic import alone, check_other, check_place
 from .common import (
     DTYPES,
     MAX_LINE,
@@ -176,6 +176,7 @@ def _encode(args: argparse.Namespace) -> None:
     from ..clips.stream import encode_file
 
     check_place(args.out)
+    check_other(args.out, args.clip, "the clip itself")
     tokens = encode_file(
         load_tokenizer_for(args), args.clip, budget=args.budget, fps=args.fps, fit=args.fit,
         progress=args.bars("encode"), on_problem=note,

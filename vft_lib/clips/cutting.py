@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +21,11 @@ def slice_tokens(
     follow. Chunks begin every `config.stride / fps` seconds. Those that share a frame hold its ids
     once, in the chunk before; that latent frame stands in for the first of the new beginning.
 
-    Raises VftError for a chunk that is not there.
+    `source` is kept from the beginning on alone, as its sound begins there. Raises VftError for a
+    chunk that is not there.
     """
     tokenizer.check_tokens(tokens)
+    first, count = int(first), None if count is None else int(count)
     c = tokenizer.config
     chunks = tokenizer.chunk_count(tokens.frames)
     last = (chunks if count is None else first + count) - 1
@@ -38,7 +41,8 @@ def slice_tokens(
     kept = slice(start, start + c.token_frames + (count - 1) * new)
     left = tokens.frames - first * c.stride
     frames = min(left, c.chunk_frames + (count - 1) * c.stride)
-    return tokens.with_ids(tokens.ids[:, kept], tokens.rows[kept], frames=frames)
+    source = tokens.source if first == 0 else None
+    return tokens.with_ids(tokens.ids[:, kept], tokens.rows[kept], frames=frames, source=source)
 
 
 def join_tokens(
@@ -47,9 +51,10 @@ def join_tokens(
     """Tokens of clips one after the other, each at its own budget. Where chunks share a frame the
     last frame of a clip takes the place of the next one's first.
 
-    A clip whose last chunk is not full holds its last frame until the chunk ends, or loses
-    that chunk with `drop_partial`. Raises VftError for clips of different tokenizers, frame
-    rates or batch sizes.
+    Clips whose pictures fill the model's square in different ways (`fit`, their aspects) keep all
+    of it: bars stay, and nothing is unstretched. A clip whose last chunk is not full holds its last
+    frame until the chunk ends, or loses that chunk with `drop_partial`. Raises VftError for clips
+    of different tokenizers, frame rates or batch sizes.
     """
     if not clips:
         raise VftError("got no clips to join; give one or more")
@@ -80,4 +85,13 @@ def join_tokens(
         ids.append(F.pad(clip.ids[:, first:], (0, most - clip.budget)))
         rows += clip.rows[first:]
         frames += (clip.frames if last else full) - (c.overlap if i else 0)
-    return clips[0].with_ids(torch.cat(ids, dim=1), rows, frames=frames, source=None)
+    fields: dict[str, Any] = {"frames": frames, "source": None}
+    if len({_aspect(clip) for clip in clips}) > 1:
+        fields |= {"fit": "crop", "source_size": None}
+    return clips[0].with_ids(torch.cat(ids, dim=1), rows, **fields)
+
+
+def _aspect(clip: Tokens) -> tuple[str, float]:
+    """How a clip's picture fills the model's square."""
+    h, w = clip.source_size or (1, 1)
+    return clip.fit, 1.0 if clip.fit == "crop" else w / h

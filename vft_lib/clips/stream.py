@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config.tokenizer import check_fps
 from ..errors import VftError
 from ..files.atomic import check_space
 from ..files.tensor_files import digest
+from ..token_file import MAX_SIDE
 from ..tokenizer.parts import Estimate
 from ..tokenizer.sampling import Sampling
 from ..tokenizer.tokenizer import Tokenizer
@@ -62,7 +64,8 @@ def encode_file(
     that cannot be read.
     """
     c = tokenizer.config
-    fps = c.fps if fps is None else fps
+    fps = c.fps if fps is None else float(fps)
+    check_fps(fps)
     source = read_frames(path, fps=fps, size=(c.size, c.size), fit=fit, on_problem=on_problem)
     info, total = probe(path), None
     if info.duration or info.frames == 1:
@@ -71,9 +74,9 @@ def encode_file(
         tokens = encode_frames(
             tokenizer, source, budget=budget, fps=fps, fit=fit, total=total, progress=progress
         )
-    return dataclasses.replace(
-        tokens, source_size=(info.height, info.width), source=Path(path).name
-    )
+    shrink = max(1.0, info.height / MAX_SIDE, info.width / MAX_SIDE)
+    size = max(1, int(info.height / shrink)), max(1, int(info.width / shrink))
+    return dataclasses.replace(tokens, source_size=size, source=Path(path).name)
 
 
 def encode_frames(
@@ -85,6 +88,8 @@ def encode_frames(
     Every frame is encoded; `fps` says how fast they play. `total`: how many frames will come,
     for `progress(done, total)`, which counts chunks. `fit` as in `frames.fit_frame`."""
     c = tokenizer.config
+    fps = c.fps if fps is None else float(fps)
+    check_fps(fps)
     read, first = 0, (c.size, c.size)
 
     def fitted() -> Iterator[Tensor]:
@@ -104,7 +109,7 @@ def encode_frames(
         progress(len(ids), len(ids))
     return Tokens(
         ids=torch.cat(ids, dim=1), tokenizer=c.name, fingerprint=tokenizer.fingerprint,
-        frames=read, fps=c.fps if fps is None else fps, size=(c.size, c.size), source_size=first,
+        frames=read, fps=fps, size=(c.size, c.size), source_size=first,
         fit=fit,
     )  # fmt: skip
 
@@ -129,6 +134,7 @@ def decode_file(
     begins anew. Raises VftError for tokens of another tokenizer or more than one clip, or an output
     that cannot be written, for want of space too.
     """
+    tokenizer.check_tokens(tokens)
     given = None
     if first_frame is not None:
         given = read_image(first_frame, tokens.size, tokens.fit)
@@ -182,7 +188,8 @@ def decode_frames(
     `[H,W,3]` of any size; `low_memory` and `estimate` as in `Tokenizer.decode_chunks`; `chunks` are
     gone on with, and added to; the rest and the errors as in :func:`decode_file`."""
     if len(tokens) != 1:
-        raise VftError(f"a video holds one clip, got {len(tokens)}; decode tokens[i] each")
+        raise VftError(f"a video holds one clip, got {len(tokens)}; decode each by itself")
+    tokenizer.check_tokens(tokens)
     given = None
     if first_frame is not None:
         given = _still(fit_frame(first_frame, tokens.size, tokens.fit))

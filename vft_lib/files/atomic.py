@@ -85,6 +85,13 @@ def check_space(folder: Path, need: int, what: str, remedy: str = "another folde
         )
 
 
+def check_other(out: Path, given: Path, what: str) -> None:
+    """VftError where writing `out` would replace the file `given`, which is `what`."""
+    with suppress(OSError):  # one of them is not there
+        if out.is_file() and out.samefile(given):
+            raise VftError(f"{out} is {what}: choose another name for what is written")
+
+
 @contextmanager
 def alone(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
     """Makes `folder`; no other process is in such a block for it at the same time. `wait` is called

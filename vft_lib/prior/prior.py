@@ -13,6 +13,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -320,7 +321,8 @@ class Prior(nn.Module):
         top_k: int | None, top_p: float | None,
     ) -> Sampler:  # fmt: skip
         """Every clip draws from its own seed; one given seed serves clip i as seed + i."""
-        seeds = [seed + i for i in range(batch)] if isinstance(seed, int) else list(seed)
+        one = isinstance(seed, Integral)
+        seeds = [int(seed) + i for i in range(batch)] if one else [int(s) for s in seed]
         if len(seeds) != batch:
             raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
         t = self.config.temperature if temperature is None else temperature

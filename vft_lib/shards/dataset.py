@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import VftError
 from .formats import EXTRAS, Record, read_records
 from .plan import Plan, Shard, read_plan, shards_of
+
+WORKERS = 256  # of one DataLoader at most
 
 HELD_OUT = 32  # of so many clips of the source, the last is kept for validation
 
@@ -135,9 +138,9 @@ class Shards(IterableDataset[Record]):
     `shuffle`: by shard and in a buffer, another way each epoch. `extras`: of "codes", "hidden" and
     "latents", where the run was told to write them. `rank` and `world`: this reader's part, by
     default this process's of torchrun; the workers of a DataLoader (which wants `batch_size=None`,
-    or a `collate_fn`) split it further. `state_dict` and `load_state_dict` go on at the sample,
-    without workers. Raises VftError for a folder without shards, and for a damaged one where it is
-    read.
+    or a `collate_fn`) split it further. Every iteration is a new epoch, also after one that was
+    left early; `state_dict` and `load_state_dict` go on at the sample, without workers. Raises
+    VftError for a folder without shards, and for a damaged one where it is read.
     """
 
     def __init__(
@@ -157,6 +160,8 @@ class Shards(IterableDataset[Record]):
         if not 0 <= self.rank < self.world:
             raise VftError(f"got rank {rank} of {world}; give 0 to world - 1")
         self.epoch = self.given = 0
+        # The next epoch of this process, and of each worker, whose copy of this goes with it.
+        self._next, self._skip = torch.zeros(1 + WORKERS, dtype=torch.int64).share_memory_(), 0
 
     def __len__(self) -> int:
         """Records of all readers."""
@@ -167,7 +172,10 @@ class Shards(IterableDataset[Record]):
         split = 1 if worker is None else worker.num_workers
         rank = self.rank * split + (0 if worker is None else worker.id)
         order = Order(self.index, self.seed, self.buffer, rank, self.world * split)
-        skip = self.given
+        place = 0 if worker is None else 1 + worker.id % WORKERS
+        self.epoch, skip = int(self._next[place]), self._skip
+        self._next[place] += 1
+        self.given, self._skip = skip, 0
         for block in order.blocks(self.epoch):
             if skip >= len(block):
                 skip -= len(block)
@@ -186,3 +194,4 @@ class Shards(IterableDataset[Record]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there with the next iteration."""
         self.epoch, self.given = int(state["epoch"]), int(state["given"])
+        self._next[:], self._skip = self.epoch, self.given

@@ -58,7 +58,8 @@ class Record:
         from ..tokens import Tokens
 
         ids = torch.from_numpy(self.ids.astype(np.int64))[None]
-        return Tokens(ids=ids, **self.facts)
+        # The source's sound begins with the clip.
+        return Tokens(ids=ids, **self.facts | ({"source": None} if self.first else {}))
 
 
 def pyarrow_for(what: str) -> Any:

@@ -159,7 +159,9 @@ def _of_tars(tars: list[Path]) -> Iterator[Clip]:
             try:
                 with tarfile.open(fileobj=raw, mode="r:") as f:
                     for member in f:
-                        if member.isreg():
+                        # Hidden files, macOS's `._clip.mp4` among them, are nobody's.
+                        hidden = any(p[0] == "." for p in PurePosixPath(member.name).parts)
+                        if member.isreg() and not hidden:
                             stem = PurePosixPath(member.name).name.partition(".")[0]
                             key = str(PurePosixPath(member.name).with_name(stem))
                             kind = member.name[len(key) :].lower()

@@ -18,6 +18,8 @@ WIDEST = 2.0  # a value of a clip: what is beyond is no overshoot of [-1,1], but
 
 def check_video(c: TokenizerConfig, video: Tensor) -> None:
     """VftError unless it is `[B,3,T,H,W]` at the model's picture size, floats in about [-1,1]."""
+    if not isinstance(video, Tensor):
+        raise VftError(f"got {type(video).__name__}; expected a torch tensor [B,3,T,H,W] in [-1,1]")
     if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
         raise VftError(f"got a video of shape {list(video.shape)}; expected [B,3,T,H,W] in [-1,1]")
     if video.shape[3:] != (c.size, c.size):
@@ -104,6 +106,11 @@ def check_tokens(c: TokenizerConfig, fingerprint: str, rows: int, tokens: Tokens
         raise VftError(
             f"these tokens were made by tokenizer {tokens.tokenizer!r} ({tokens.fingerprint}), "
             f"this one is {c.name!r} ({fingerprint}): load the tokenizer they were made with"
+        )
+    if tokens.size != (c.size, c.size):  # of whatever size, a file could fill the memory
+        raise VftError(
+            f"these tokens are of {tokens.size[1]}x{tokens.size[0]} px; tokenizer {c.name!r} "
+            f"makes {c.size}x{c.size}"
         )
     check_budget(c, tokens.budget)
     if tokens.ids.shape[1] != rows:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from operator import index
 from typing import Any, get_args
 
 import torch
@@ -44,7 +46,13 @@ class Sampling:
         if self.quality not in get_args(Quality):
             known = ", ".join(get_args(Quality))
             raise VftError(f"quality is {self.quality!r}; choose {known}")
-        for seed in [self.seed] if isinstance(self.seed, int) else self.seed:
+        try:
+            one = isinstance(self.seed, Integral)
+            seeds = [index(s) for s in ([self.seed] if one else self.seed)]
+        except TypeError:
+            raise VftError(f"seed is {self.seed!r}; give a whole number, or one a clip") from None
+        object.__setattr__(self, "seed", seeds[0] if one else seeds)
+        for seed in seeds:
             if not -(1 << 63) <= seed < 1 << 64:
                 raise VftError(f"seed {seed} is out of range; choose 0 to {(1 << 64) - 1}")
 

@@ -137,7 +137,7 @@ class Tokenizer(nn.Module):
         video = video[None] if video.ndim == 4 else video
         check_video(self.config, video)
         c = self.config
-        fps = c.fps if fps is None else fps
+        fps = c.fps if fps is None else float(fps)
         check_fps(fps)
         total = self.chunk_count(video.shape[2])
         ids = []

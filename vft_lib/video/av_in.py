@@ -71,7 +71,7 @@ def no_picture(file: Path) -> VideoError:
 def frame_rate(stream: Any) -> float:
     """Frames per second, on average."""
     for rate in (stream.average_rate, stream.guessed_rate, stream.base_rate):
-        if rate and 0.01 < rate <= 1000:
+        if rate and 0.01 <= rate <= 1000:
             return float(rate)
     return 25.0  # no container says otherwise; FFmpeg's own default
 

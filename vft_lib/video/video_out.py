@@ -110,14 +110,16 @@ class VideoWriter:
                 if complete:
                     self._file.close()  # it takes its place
                 else:
-                    self._file.__exit__(kind or VideoError, error, trace)  # it is removed
+                    # It is removed. Python 3.13's stack looks at the exception itself alone.
+                    why = error or VideoError(f"{self.path} is not complete")
+                    self._file.__exit__(kind or VideoError, why, trace)
 
     def _open(self) -> None:
         with _as_video_error(self.path, self._codec_error):
             h, w = (side + side % 2 for side in self._size[:2])
             temp = self._file.enter_context(whole(self.path))
-            self._out = self._av.open(
-                temp, "w", "mp4", container_options={"movflags": "+faststart"}
+            self._out = self._av.open(  # absolute: FFmpeg takes "12:30.mp4" for a protocol
+                temp.absolute(), "w", "mp4", container_options={"movflags": "+faststart"}
             )
             if "libx264" in self._av.codecs_available:
                 self._video: Any = self._out.add_stream("libx264", rate=self.rate)
