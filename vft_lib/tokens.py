@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -110,16 +109,18 @@ class Tokens:
 
         Raises VftError unless 1 <= budget <= the budget there is: truncation cannot add detail.
         """
-        even = isinstance(budget, Integral)
-        try:
-            each = [int(budget)] * len(self.rows) if even else [index(k) for k in budget]
-        except TypeError:
-            raise VftError(
-                f"budget is {budget!r}; give a whole number, or one for each latent frame"
-            ) from None
-        if len(each) != len(self.rows):
-            raise VftError(f"got {len(each)} budgets for {len(self.rows)} latent frames")
-        most = (self.budget,) * len(each) if even else self.rows
+        count, most = len(self.rows), self.rows
+        if isinstance(budget, int | np.integer):
+            each, most = [int(budget)] * count, (self.budget,) * count
+        else:
+            try:
+                each = [index(k) for k in budget]
+            except TypeError:
+                raise VftError(
+                    f"budget is {budget!r}; give a whole number, or one for each latent frame"
+                ) from None
+        if len(each) != count:
+            raise VftError(f"got {len(each)} budgets for {count} latent frames")
         for wanted, there in zip(each, most):
             if not 1 <= wanted <= there:
                 raise VftError(

@@ -90,7 +90,7 @@ def test_equal_are_those_of_the_same_ids_of_the_same_clip(tmp_path: Path) -> Non
 def test_numbers_of_numpy_are_numbers() -> None:
     tokens = grid()
     assert tokens.truncate(np.int64(2)) == tokens.truncate(2)
-    each = np.ones(len(tokens.rows), np.int64)
+    each: Any = np.ones(len(tokens.rows), np.int64)
     assert tokens.truncate(each).rows == (1,) * len(tokens.rows)
     for wrong in (2.5, None, "2"):
         with pytest.raises(VftError, match="give a whole number"):

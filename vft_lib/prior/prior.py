@@ -13,7 +13,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ from .checks import (
 )
 from .network import Cache, Condition, PriorNetwork
 from .order import rows_of, time_first, to_grid, windows
-from .sampling import AHEAD, Sampler
+from .sampling import AHEAD, Sampler, seeds_of
 from .text import TextEncoder
 from .umt5 import prepare_states
 from .writing import write_ids
@@ -320,13 +319,8 @@ class Prior(nn.Module):
         self, batch: int, seed: int | Sequence[int], temperature: float | None,
         top_k: int | None, top_p: float | None,
     ) -> Sampler:  # fmt: skip
-        """Every clip draws from its own seed; one given seed serves clip i as seed + i."""
-        one = isinstance(seed, Integral)
-        seeds = [int(seed) + i for i in range(batch)] if one else [int(s) for s in seed]
-        if len(seeds) != batch:
-            raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
         t = self.config.temperature if temperature is None else temperature
-        return Sampler(seeds, temperature=t, top_k=top_k, top_p=top_p)
+        return Sampler(seeds_of(seed, batch), temperature=t, top_k=top_k, top_p=top_p)
 
     def _blank(self, batch: int, frames: int) -> Tokens:
         """Tokens of budget 0, to be continued."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from operator import index
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +47,9 @@ class Sampling:
             known = ", ".join(get_args(Quality))
             raise VftError(f"quality is {self.quality!r}; choose {known}")
         try:
-            one = isinstance(self.seed, Integral)
-            seeds = [index(s) for s in ([self.seed] if one else self.seed)]
+            given: Any = self.seed
+            one = isinstance(given, int | np.integer)
+            seeds = [index(s) for s in ([given] if one else given)]
         except TypeError:
             raise VftError(f"seed is {self.seed!r}; give a whole number, or one a clip") from None
         object.__setattr__(self, "seed", seeds[0] if one else seeds)
