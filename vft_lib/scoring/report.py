@@ -16,13 +16,7 @@ from ..files.untrusted import read_json
 from .protocol import Line, Protocol, text_of
 
 DIGITS = {"psnr": 2, "ssim": 4, "feature_distance": 4, "clipv": 4, "text_score": 4, "accuracy": 3}
-OF_A_ROW = (
-    "clips",
-    "sets",
-    "sampler",
-    "prior",
-    "codec",
-)  # fields of a line that differ from row to row
+OF_A_ROW = ("clips", "sets", "sampler", "prior", "codec")  # fields that differ from row to row
 FORMAT = "vft-eval-1"
 
 
