@@ -106,7 +106,9 @@ def test_inception_sees_normalized_frames_and_gives_the_pool(tmp_path: Path) -> 
     except (ImportError, RuntimeError):
         pytest.skip("needs the torchvision of this torch")
     torch.manual_seed(0)
-    network = models.inception_v3(weights=None, aux_logits=True, init_weights=False).eval()
+    network = models.inception_v3(
+        weights=None, aux_logits=True, init_weights=False, transform_input=True
+    ).eval()
     torch.save(network.state_dict(), tmp_path / "inception.pth")
     with pytest.raises(VftError, match="not the known one") as refused:
         Inception(Files(inception=tmp_path / "inception.pth"), CPU, print)
@@ -115,6 +117,11 @@ def test_inception_sees_normalized_frames_and_gives_the_pool(tmp_path: Path) -> 
     expected = bilinear(x.numpy().astype(np.float64), 299) / 255
     expected = (expected - MEAN[:, None, None]) / STD[:, None, None]
     assert np.abs(net.prepare(x).numpy() - expected).max() < 1e-3
+    seen: list[Tensor] = []
+    net.network.Conv2d_1a_3x3.register_forward_hook(lambda m, inp, out: seen.append(inp[0]))
+    net(x)
+    own_range = bilinear(x.numpy().astype(np.float64), 299) / 127.5 - 1  # of the published weights
+    assert np.abs(torch.cat(seen).numpy() - own_range).max() < 1e-3
     pooled: list[Tensor] = []
     network.avgpool.register_forward_hook(lambda m, inp, out: pooled.append(out.flatten(1)))
     with torch.inference_mode():
