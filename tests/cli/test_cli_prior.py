@@ -122,7 +122,7 @@ def test_truncating_to_a_size_evenly_and_adaptively(
     assert "choose one" in vft.error(*adaptive, "--auto")
     assert "choose 1 to 4" in vft.error(*adaptive, "-k", 5)
     assert "more than 0" in vft.error(*adaptive, "--keep-bits", 0)
-    assert "9 ids, 18 bytes" in vft.error(*adaptive, "--bytes", 17)
+    assert "9 tokens, 18 bytes" in vft.error(*adaptive, "--bytes", 17)
 
 
 def test_what_does_not_fit_is_one_line(

@@ -165,7 +165,7 @@ def test_refining_needs_a_larger_budget(made: Made) -> None:
 @pytest.mark.parametrize("budgets", ["", "one two", "1;2", "1.5"])
 def test_a_sweep_wants_numbers(made: Made, budgets: str) -> None:
     run = {"tokenizer": made.tokenizer, "tokens": made.tokens, "budgets": budgets}
-    assert "give numbers apart by spaces" in refused(made, "VFTBudgetSweep", **run)
+    assert "give numbers separated by spaces" in refused(made, "VFTBudgetSweep", **run)
 
 
 def test_a_sweep_wants_budgets_that_are_there(made: Made) -> None:
