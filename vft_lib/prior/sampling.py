@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from operator import index
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import VftError
+from ..tokenizer.sampling import whole_seeds
 
 AHEAD = 8  # steps whose numbers are drawn ahead of a GPU
 
@@ -20,12 +18,8 @@ AHEAD = 8  # steps whose numbers are drawn ahead of a GPU
 def seeds_of(seed: int | Sequence[int], batch: int) -> list[int]:
     """Every clip draws from its own seed; one given seed serves clip i as seed + i. VftError for
     another number of them than clips."""
-    given: Any = seed
-    one = isinstance(given, int | np.integer)
-    try:
-        seeds = [int(given) + i for i in range(batch)] if one else [index(s) for s in given]
-    except TypeError:
-        raise VftError(f"seed is {seed!r}; give a whole number, or one a clip") from None
+    given = whole_seeds(seed)
+    seeds = [given + i for i in range(batch)] if isinstance(given, int) else given
     if len(seeds) != batch:
         raise VftError(f"got {len(seeds)} seeds for {batch} clips; give one, or one each")
     return seeds

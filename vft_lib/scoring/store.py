@@ -77,7 +77,7 @@ class Store:
         with tempfile.TemporaryFile(dir=self.folder) as f:
             if hasattr(os, "posix_fallocate"):  # a full disk is an error here, later a crash
                 os.posix_fallocate(f.fileno(), 0, 4 * math.prod(shape))
-            kept = np.memmap(f, np.float32, "r+", shape=shape)
+            kept = np.memmap(f, np.float32, "w+", shape=shape)
         for i, clip in enumerate(clips):
             kept[i] = self.get(clip, name).numpy()
         return list(torch.from_numpy(kept))

@@ -19,6 +19,14 @@ from .flow import Guidance, Reuse, Schedule
 NAMES = tuple(f.name for f in dataclasses.fields(Recipe))
 
 
+def whole_seeds(seed: Any) -> int | list[int]:
+    """One seed, or one a clip, as Python's numbers; NumPy's are taken too. VftError for others."""
+    try:
+        return index(seed) if isinstance(seed, int | np.integer) else [index(s) for s in seed]
+    except TypeError:
+        raise VftError(f"seed is {seed!r}; give a whole number, or one a clip") from None
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How to sample; the first five, `interval` and `reuse` as in `config.sampling.Recipe`. None:
@@ -46,14 +54,9 @@ class Sampling:
         if self.quality not in get_args(Quality):
             known = ", ".join(get_args(Quality))
             raise VftError(f"quality is {self.quality!r}; choose {known}")
-        try:
-            given: Any = self.seed
-            one = isinstance(given, int | np.integer)
-            seeds = [index(s) for s in ([given] if one else given)]
-        except TypeError:
-            raise VftError(f"seed is {self.seed!r}; give a whole number, or one a clip") from None
-        object.__setattr__(self, "seed", seeds[0] if one else seeds)
-        for seed in seeds:
+        seeds = whole_seeds(self.seed)
+        object.__setattr__(self, "seed", seeds)
+        for seed in [seeds] if isinstance(seeds, int) else seeds:
             if not -(1 << 63) <= seed < 1 << 64:
                 raise VftError(f"seed {seed} is out of range; choose 0 to {(1 << 64) - 1}")
 
